@@ -1,0 +1,233 @@
+"""Every value that crosses a module boundary, and the protocols between layers.
+
+Conventions: arrays are (row, column); points are (x, y); boxes are half-open, in pixels at a stated mpp
+(micrometres per pixel). Images are RGB uint8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+UInt8Array: TypeAlias = npt.NDArray[np.uint8]
+Int32Array: TypeAlias = npt.NDArray[np.int32]
+Int64Array: TypeAlias = npt.NDArray[np.int64]
+Float32Array: TypeAlias = npt.NDArray[np.float32]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+
+
+class Box(NamedTuple):
+    """Half-open box in pixels at a stated mpp: rows [top, bottom), columns [left, right)."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+
+@dataclass(frozen=True)
+class ImageTile:
+    """One image to learn on or to segment.
+
+    image: uint8 (H, W, 3) RGB. mpp: micrometres per pixel. image_labels: float32 (C,), 0 or 1 per image-level class,
+    or None where the tile carries none.
+    """
+
+    tile_id: str
+    image: UInt8Array
+    mpp: float
+    image_labels: Float32Array | None = None
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """Drawn masks of one tile. inst_map: int32 (H, W), 0 background, 1..N; type_map: uint8 (H, W) or None."""
+
+    tile_id: str
+    inst_map: Int32Array
+    type_map: UInt8Array | None = None
+
+
+@dataclass(frozen=True)
+class ActivationMap:
+    """Where the front end saw nuclei. evidence: float32 (C, H, W), never rescaled per tile; probability: float32 (C,)."""
+
+    tile_id: str
+    evidence: Float32Array
+    probability: Float32Array
+
+
+@dataclass(frozen=True)
+class PseudoMask:
+    """Instances that a cycle believes in.
+
+    inst_map: int32 (H, W), 0 background, 1..N. trusted: bool (H, W), False where the back end must not be told
+    anything. confidence: float32 (N,), in [0, 1], of instance 1..N.
+    """
+
+    tile_id: str
+    cycle: int
+    inst_map: Int32Array
+    trusted: BoolArray
+    confidence: Float32Array
+
+
+@dataclass(frozen=True)
+class HoVerTargets:
+    """What HoVer-Net's branches are trained towards, on the (h, w) of the network's output.
+
+    np_map: int64 (h, w), 0 or 1. hv_map: float32 (h, w, 2), horizontal then vertical, in [-1, 1].
+    type_map: int64 (h, w) or None. trusted: bool (h, w).
+    """
+
+    np_map: Int64Array
+    hv_map: Float32Array
+    type_map: Int64Array | None
+    trusted: BoolArray
+
+
+@dataclass(frozen=True)
+class RawMaps:
+    """The network's answer for one tile.
+
+    np_prob: float32 (H, W), probability of nucleus in [0, 1]. hv_map: float32 (H, W, 2), horizontal then vertical.
+    type_map: uint8 (H, W), most probable type, or None.
+    """
+
+    np_prob: Float32Array
+    hv_map: Float32Array
+    type_map: UInt8Array | None = None
+
+
+@dataclass(frozen=True)
+class Nucleus:
+    """One segmented nucleus, in pixels of its tile.
+
+    bbox: half-open box. centroid: (x, y), pixel centres at integers. contour: int32 (K, 2), x then y, K >= 3, not
+    closed. type_id: class, or None. type_prob: share of its pixels of that class, or None.
+    """
+
+    bbox: Box
+    centroid: tuple[float, float]
+    contour: Int32Array
+    type_id: int | None = None
+    type_prob: float | None = None
+
+
+@dataclass(frozen=True)
+class SegmentedTile:
+    """Nuclei of one tile. inst_map: int32 (H, W); nuclei: inst_id (its value in inst_map) -> Nucleus; mpp: um/px."""
+
+    tile_id: str
+    inst_map: Int32Array
+    nuclei: dict[int, Nucleus]
+    mpp: float | None = None
+
+
+class SlideTile(NamedTuple):
+    """A part of a slide: `read` is what is given to the network, `own` (inside it) is where its nuclei count."""
+
+    read: Box
+    own: Box
+
+
+@dataclass(frozen=True)
+class LabelledPatch:
+    """An image-level example. image: uint8 (h, w, 3) RGB; labels: float32 (C,), 0 or 1."""
+
+    patch_id: str
+    image: UInt8Array
+    labels: Float32Array
+
+
+class TileSource(Protocol):
+    """What an image-level run may see: images and image-level labels. It cannot be asked for masks."""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the C image-level classes."""
+
+    @property
+    def tile_ids(self) -> Sequence[str]:
+        """Names of the unlabelled training tiles."""
+
+    def read_tile(self, index: int) -> ImageTile:
+        """The training tile at `index`, read from disk at each call."""
+
+    @property
+    def patch_labels(self) -> Float32Array:
+        """float32 (P, C): the image-level labels of all patches."""
+
+    @property
+    def patch_shapes(self) -> Sequence[tuple[int, int]]:
+        """(height, width) in pixels of each of the P patches."""
+
+    @property
+    def patch_groups(self) -> Sequence[str]:
+        """The image (or file) that each of the P patches was cut from: held-out patches are chosen by group."""
+
+    def read_patch(self, index: int) -> LabelledPatch:
+        """The patch at `index`."""
+
+
+class AnnotatedSource(Protocol):
+    """Tiles with drawn masks. Only scoring, and recipes whose `supervision` says masks, are handed one."""
+
+    @property
+    def tile_ids(self) -> Sequence[str]:
+        """Names of the tiles."""
+
+    def read_tile(self, index: int) -> ImageTile:
+        """The tile at `index`."""
+
+    def annotation(self, index: int) -> Annotation:
+        """The drawn masks of the tile at `index`: opens a label file."""
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """What `open_source` finds: `train` always; annotated splits where label folders exist (none is opened for it)."""
+
+    train: TileSource
+    train_annotated: AnnotatedSource | None = None
+    valid: AnnotatedSource | None = None
+    test: dict[str, AnnotatedSource] = field(default_factory=dict)
+
+
+class Segmenter(Protocol):
+    """Anything that turns an image into raw maps: a network behind a lattice of patches, or a test double."""
+
+    def raw_maps(self, image: UInt8Array) -> RawMaps:
+        """uint8 (H, W, 3) RGB at the network's mpp -> RawMaps of the same (H, W)."""
+
+
+@dataclass
+class Checkpoint:
+    """Everything a run needs to go on, and all that inference needs. Tensors and plain values only.
+
+    recipe: TrainRecipe.to_dict(). stage: 'front_end', 'back_end' or 'done'. classifier, student, teacher: state dicts
+    or None. optimisers: name -> state dict. rng: name -> state.
+    """
+
+    format_version: int
+    recipe: dict[str, Any]
+    cycle: int
+    stage: str
+    step: int
+    classifier: dict[str, Any] | None = None
+    student: dict[str, Any] | None = None
+    teacher: dict[str, Any] | None = None
+    optimisers: dict[str, Any] = field(default_factory=dict)
+    rng: dict[str, Any] = field(default_factory=dict)

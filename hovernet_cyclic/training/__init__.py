@@ -1,0 +1,1 @@
+"""The method: cyclic learning, from image-level labels to a segmentation checkpoint."""

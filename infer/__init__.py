@@ -1,0 +1,1 @@
+"""The inference engine: patches to tiles, tiles to files."""

@@ -1,0 +1,1 @@
+"""Networks, their targets, losses and post-processing, and checkpoints."""

@@ -1,0 +1,1 @@
+"""The back end: HoVer-Net, its targets, losses and post-processing."""
