@@ -1,1 +1,1 @@
-"""Values, settings, geometry and scores: NumPy only, no torch and no file formats."""
+"""Values, settings, geometry and scores: arrays only, no torch and no file formats."""
