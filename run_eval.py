@@ -207,7 +207,7 @@ def _with_types(
             raise DatasetError(f"{true_files[true.tile_id]} tells no types: give --true_type_dir, or drop --types.")
         if pred.type_map is None:
             raise DatasetError(
-                f"{pred_files[pred.tile_id]} tells no types: give the MAT files of a network with types, or drop --types."
+                f"{pred_files[pred.tile_id]} tells no types: give MAT files with types, or drop --types."
             )
         yield true, pred
 
