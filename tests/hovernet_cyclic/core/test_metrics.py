@@ -137,6 +137,14 @@ def test_table_by_brute_force(maps):
         assert centroid == pytest.approx(np.argwhere(maps[0] == inst_id).mean(0)[::-1])
 
 
+def test_many_nuclei_are_counted_by_sorting_to_the_same_table(monkeypatch):
+    generator = np.random.default_rng(0)
+    maps = generator.integers(0, 30, (2, 40, 50))
+    counted = tally(overlap_table(*maps))
+    monkeypatch.setattr("hovernet_cyclic.core.metrics._DENSE_PAIRS", 0)
+    assert tally(overlap_table(*maps)) == counted
+
+
 def test_one_pair_by_hand():
     true_map, pred_map = np.zeros((4, 8), int), np.zeros((4, 8), int)
     true_map[:, :4] = 5  # 16 px
