@@ -17,7 +17,7 @@ class ImageCache:
         self._images: OrderedDict[Path, UInt8Array] = OrderedDict()
 
     def read(self, path: Path) -> UInt8Array:
-        """uint8 (H, W, 3) RGB of a file, read-only: copy what is to be changed. Raises DatasetError as read_rgb does."""
+        """uint8 (H, W, 3) RGB of a file, read-only: copy what is to be changed. Raises DatasetError."""
         image = self._images.pop(path, None)
         if image is None:
             image = read_rgb(path)

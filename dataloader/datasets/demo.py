@@ -135,7 +135,7 @@ def _windows(inst_map: Int32Array, side: int, positive: bool) -> Iterator[tuple[
 
 
 def _is_drawn(folder: Path) -> bool:
-    """Whether `folder` holds a complete drawing of this version. Raises DatasetError for anything but that or nothing."""
+    """Whether `folder` holds a complete drawing of this version. Raises DatasetError where it holds anything else."""
     if not folder.exists():
         return False
     try:

@@ -17,7 +17,10 @@ _LARGEST_SHARED = 0.18  # share of a nucleus that a neighbour may already hold
 
 
 class NucleusKind(NamedTuple):
-    """Ranges to draw from. major: semi-axis px; aspect: minor / major; body, rim: haematoxylin OD; wobble: of outline."""
+    """Ranges to draw from. major: semi-axis px; aspect: minor / major; body, rim: haematoxylin in OD.
+
+    wobble: deviation of the outline, clumps: of the chromatin, both as shares; nucleoli: at most so many.
+    """
 
     major: tuple[float, float]
     aspect: tuple[float, float]
@@ -68,21 +71,18 @@ def add_nuclei(tissue: Tissue, plan: NucleiPlan, rng: np.random.Generator) -> No
 
 
 def _ring_places(gland: Gland, kind: NucleusKind, rng: np.random.Generator) -> Iterator[Place]:
-    """Nuclei along the base of a gland, upright on its outline, the second row sparse."""
+    """Nuclei along the base of a gland, upright on its outline; the second row is sparser."""
     girth = np.pi * sum(gland.axes)
-    for depth, keep in ((0.84, 0.95), (0.66, 0.25)):
-        count = max(1, int(girth * depth / (2.1 * np.mean(kind.major) * np.mean(kind.aspect))))
-        for turn in 2 * np.pi * (np.arange(count) + rng.uniform(-0.22, 0.22, count)) / count:
-            if rng.random() > keep:
-                continue
-            along, across = (
-                axis * (depth + rng.normal(0, 0.025)) * f(turn)
-                for axis, f in zip(gland.axes, (np.cos, np.sin), strict=True)
-            )
-            cos, sin = np.cos(gland.angle), np.sin(gland.angle)
-            row, column = gland.centre[0] + along * sin + across * cos, gland.centre[1] + along * cos - across * sin
-            outward = np.arctan2(row - gland.centre[0], column - gland.centre[1])
-            yield Place(kind, row, column, outward + rng.normal(0, 0.2))
+    cos, sin = float(np.cos(gland.angle)), float(np.sin(gland.angle))
+    for depth, keep in ((0.85, 0.95), (0.66, 0.4)):
+        count = max(1, int(girth * depth / (1.9 * np.mean(kind.major) * np.mean(kind.aspect))))
+        for turn in 2 * np.pi * (np.arange(count) + rng.uniform(-0.2, 0.2, count)) / count:
+            out = depth + rng.normal(0, 0.025)
+            along, across = gland.axes[0] * out * np.cos(turn), gland.axes[1] * out * np.sin(turn)
+            down, right = along * sin + across * cos, along * cos - across * sin
+            if rng.random() < keep:
+                upright = np.arctan2(down, right) + rng.normal(0, 0.2)
+                yield Place(kind, float(gland.centre[0] + down), float(gland.centre[1] + right), float(upright))
 
 
 def _free_places(tissue: Tissue, plan: NucleiPlan, rng: np.random.Generator) -> Iterator[Place]:
@@ -106,7 +106,7 @@ def _sheet_places(tissue: Tissue, plan: NucleiPlan, rng: np.random.Generator) ->
     direction = smooth_noise(tissue.shape, 90, rng)
     for i, row in enumerate(np.arange(0, height, plan.spacing * 0.87)):
         for column in np.arange((i % 2) * plan.spacing / 2, width, plan.spacing):
-            y, x = row + rng.normal(0, 0.2) * plan.spacing, column + rng.normal(0, 0.2) * plan.spacing
+            y, x = (float(centre + rng.normal(0, 0.2) * plan.spacing) for centre in (row, column))
             if not (0 <= y < height and 0 <= x < width) or not tissue.sheet[int(y), int(x)] or rng.random() < 0.12:
                 continue
             kind = plan.sheet_kinds[int(rng.integers(len(plan.sheet_kinds)))]
@@ -116,13 +116,14 @@ def _sheet_places(tissue: Tissue, plan: NucleiPlan, rng: np.random.Generator) ->
 def _draw(tissue: Tissue, place: Place, rng: np.random.Generator, in_gland: bool = False) -> None:
     """One nucleus, unless it would lie in the clear, on another, or nearly outside."""
     size = rng.uniform(*place.kind.major)
-    reach = int(size * 1.3) + 3
+    reach = int(size * 1.5) + 3
     top, left = int(place.row) - reach, int(place.column) - reach
     inside = _clip(tissue.shape, top, left, 2 * reach + 1)
     if inside is None:
         return
     box, part = inside
-    depth = _depth((2 * reach + 1,) * 2, (place.row - top, place.column - left), place, size, rng)
+    here = place._replace(row=place.row - top, column=place.column - left)
+    depth = _depth((2 * reach + 1, 2 * reach + 1), here, size, rng)
     whole = depth > 0
     free = (tissue.inst_map[box] == 0) & ~tissue.empty[box]
     if not in_gland:
@@ -130,7 +131,7 @@ def _draw(tissue: Tissue, place: Place, rng: np.random.Generator, in_gland: bool
     shown = whole[part] & free
     if shown.sum() < max(SMALLEST_NUCLEUS, (1 - _LARGEST_SHARED) * whole[part].sum()) or _pieces(shown) != 1:
         return
-    _stain(tissue, box, depth[part], place.kind, rng)
+    _stain((tissue.haematoxylin[box], tissue.eosin[box]), depth[part], free, place.kind, rng)
     tissue.inst_map[box][shown] = tissue.inst_map.max() + 1
 
 
@@ -145,12 +146,10 @@ def _clip(shape: Shape, top: int, left: int, side: int) -> tuple[tuple[slice, sl
     return (spans[0][0], spans[1][0]), (spans[0][1], spans[1][1])
 
 
-def _depth(
-    shape: Shape, centre: tuple[float, float], place: Place, size: float, rng: np.random.Generator
-) -> Float32Array:
-    """About the distance in px to the outline, positive inside: float32 (h, w). The outline is an ellipse that waves."""
+def _depth(shape: Shape, place: Place, size: float, rng: np.random.Generator) -> Float32Array:
+    """About the distance in px to a wavy ellipse, positive inside: float32 (h, w). `place` is in px of this box."""
     rows, columns = pixel_grid(shape)
-    dy, dx = rows - np.float32(centre[0]), columns - np.float32(centre[1])
+    dy, dx = rows - np.float32(place.row), columns - np.float32(place.column)
     cos, sin = np.cos(place.angle), np.sin(place.angle)
     along = np.asarray((dx * cos + dy * sin) / size, np.float32)
     minor = size * rng.uniform(*place.kind.aspect)
@@ -167,23 +166,32 @@ def _pieces(mask: BoolArray) -> int:
 
 
 def _stain(
-    tissue: Tissue, box: tuple[slice, slice], depth: Float32Array, kind: NucleusKind, rng: np.random.Generator
+    dyes: tuple[Float32Array, Float32Array],
+    depth: Float32Array,
+    free: BoolArray,
+    kind: NucleusKind,
+    rng: np.random.Generator,
 ) -> None:
-    """Dye of one nucleus: chromatin, a darker rim, nucleoli; a thin clear halo around some."""
-    chromatin = rng.uniform(*kind.body) * (
-        1 + kind.clumps * (smooth_noise(depth.shape, 3.2, rng) + 0.5 * smooth_noise(depth.shape, 1.7, rng))
-    )
-    chromatin += rng.uniform(*kind.rim) * np.exp(-(((depth - 1.2) / 1.3) ** 2))
-    for _ in range(int(rng.integers(0, kind.nucleoli + 1))):
-        chromatin += _nucleolus(depth, rng)
-    free = tissue.inst_map[box] == 0
+    """Dye of one nucleus where it is `free`, into views of haematoxylin and eosin (h, w); a clear halo around some."""
+    haematoxylin, eosin = dyes
+    chromatin = _chromatin(depth, kind, rng)
     cover = soft_step(depth, 0.2, 1.4) * free
     if rng.random() < 0.35:
         halo = np.exp(-(((depth + 2.5) / 2.0) ** 2)) * rng.uniform(0.2, 0.7) * free
-        tissue.eosin[box] *= np.asarray(1 - halo, np.float32)
-    haematoxylin, eosin = tissue.haematoxylin[box], tissue.eosin[box]
-    haematoxylin += cover * (np.asarray(np.clip(chromatin, 0.05, None), np.float32) - haematoxylin)
-    eosin *= 1 - np.float32(rng.uniform(0.3, 0.6)) * cover
+        eosin *= np.asarray(1 - halo, np.float32)
+    haematoxylin += cover * (chromatin - haematoxylin)
+    eosin *= 1 - np.float32(rng.uniform(0.05, 0.4)) * cover
+
+
+def _chromatin(depth: Float32Array, kind: NucleusKind, rng: np.random.Generator) -> Float32Array:
+    """Haematoxylin of a nucleus, OD >= 0.05: clumps, a darker rim, nucleoli. float32 (h, w)."""
+    shape = (depth.shape[0], depth.shape[1])
+    clumps = smooth_noise(shape, 3.2, rng) + 0.5 * smooth_noise(shape, 1.7, rng)
+    amount = rng.uniform(*kind.body) * (1 + kind.clumps * clumps)
+    amount = amount + rng.uniform(*kind.rim) * np.exp(-(((depth - 1.2) / 1.3) ** 2))
+    for _ in range(int(rng.integers(0, kind.nucleoli + 1))):
+        amount = amount + _nucleolus(depth, rng)
+    return np.asarray(np.clip(amount, 0.05, None), np.float32)
 
 
 def _nucleolus(depth: Float32Array, rng: np.random.Generator) -> Float32Array:
@@ -191,6 +199,6 @@ def _nucleolus(depth: Float32Array, rng: np.random.Generator) -> Float32Array:
     if not len(rows):
         return np.zeros_like(depth)
     k = int(rng.integers(len(rows)))
-    grid = pixel_grid(depth.shape)
+    grid = pixel_grid((depth.shape[0], depth.shape[1]))
     squared = (grid[0] - rows[k]) ** 2 + (grid[1] - columns[k]) ** 2
     return np.asarray(rng.uniform(0.2, 0.5) * np.exp(-squared / (2 * rng.uniform(1.0, 1.9) ** 2)), np.float32)

@@ -45,9 +45,9 @@ def random_stain(rng: np.random.Generator) -> Stain:
 
 
 def photograph(tissue: Tissue, stain: Stain, rng: np.random.Generator) -> UInt8Array:
-    """The field as a scanner would store it: uint8 (H, W, 3) RGB. Transmitted light is white * 10^-OD (Beer-Lambert)."""
+    """The field as a scanner stores it: uint8 (H, W, 3) RGB. Light is white * 10^-OD (Beer-Lambert)."""
     dyes = np.dstack([tissue.haematoxylin, tissue.eosin, tissue.blood]) * stain.strength
-    light = stain.white * np.power(10.0, -(dyes @ stain.vectors))
-    light = cv2.GaussianBlur(np.asarray(light, np.float32), (0, 0), stain.blur)
+    light = np.asarray(stain.white * np.power(10.0, -(dyes @ stain.vectors)), np.float32)
+    light = np.asarray(cv2.GaussianBlur(light, (0, 0), stain.blur), np.float32)
     grain = cv2.GaussianBlur(rng.standard_normal(light.shape, dtype=np.float32), (0, 0), 0.6)
     return np.asarray(np.clip(light + 1.9 * stain.noise * grain, 0, 255), np.uint8)

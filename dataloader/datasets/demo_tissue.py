@@ -32,8 +32,8 @@ class Tissue:
     """Amounts of dye in one drawn field, in optical density along unit stain vectors.
 
     haematoxylin, eosin, blood: float32 (H, W) >= 0. inst_map: int32 (H, W), nuclei drawn so far. empty: bool (H, W),
-    where no nucleus may lie. sheet: bool (H, W), where cells lie densely. ring: bool (H, W), epithelium of glands, whose
-    nuclei stand in order. fibre_angle: radians from the x axis.
+    where no nucleus may lie. sheet: bool (H, W), where cells lie densely. ring: bool (H, W), epithelium of glands,
+    whose nuclei stand in order. fibre_angle: radians from the x axis.
     """
 
     haematoxylin: Float32Array
@@ -88,10 +88,10 @@ def _whole(expected: float, rng: np.random.Generator) -> int:
 
 def _stroma(shape: Shape, rng: np.random.Generator) -> Tissue:
     angle = float(rng.uniform(0, np.pi))
-    strands = fibre_noise(shape, angle, rng)
+    strands = fibre_noise(shape, angle, rng) * soft_step(fractal_noise(shape, 80, rng), -0.3, 2.5)
     density = 1 + 0.22 * fractal_noise(shape, 120, rng)
     slits = soft_step(strands + 0.5 * smooth_noise(shape, 40, rng), -2.1, 0.7)
-    eosin = (0.36 + 0.085 * strands + 0.02 * smooth_noise(shape, 2, rng)) * density * (0.25 + 0.75 * slits)
+    eosin = (0.36 + 0.085 * strands + 0.025 * smooth_noise(shape, 2, rng)) * density * (0.25 + 0.75 * slits)
     haematoxylin = (0.07 + 0.018 * strands + 0.015 * fractal_noise(shape, 60, rng)) * density * slits
     return Tissue(
         haematoxylin=np.clip(haematoxylin, 0, None),
@@ -117,8 +117,9 @@ def _cytoplasm(shape: Shape, rng: np.random.Generator) -> tuple[Float32Array, Fl
     basophilia = rng.uniform(0.06, 0.17)
     foam = fractal_noise(shape, rng.uniform(6, 14), rng)
     grain = smooth_noise(shape, 2, rng)
+    drift = smooth_noise(shape, 60, rng)
     haematoxylin = basophilia * (1 + 0.22 * foam + 0.15 * grain)
-    eosin = rng.uniform(0.22, 0.36) * (1 + 0.20 * foam + 0.10 * grain + 0.15 * smooth_noise(shape, 60, rng))
+    eosin = rng.uniform(0.22, 0.36) * (1 + 0.20 * foam + 0.10 * grain + 0.15 * drift)
     return np.asarray(haematoxylin, np.float32), np.asarray(eosin, np.float32)
 
 
@@ -134,9 +135,10 @@ def _add_sheet(tissue: Tissue, share: float, rng: np.random.Generator) -> None:
 
 def _add_mucin(tissue: Tissue, rng: np.random.Generator) -> None:
     """Pale blue wisps: haematoxylin that is no nucleus."""
-    wisps = np.abs(fibre_noise(tissue.shape, rng.uniform(0, np.pi), rng))
+    streaks = 0.25 * fibre_noise(tissue.shape, rng.uniform(0, np.pi), rng)
+    wisps = np.asarray(np.clip(1 + streaks + 0.4 * fractal_noise(tissue.shape, 26, rng), 0, None), np.float32)
     cover = soft_step(fractal_noise(tissue.shape, 110, rng), 0.6, 0.5)
-    _lay(tissue, cover, 0.05 + 0.08 * wisps, 0.04 + 0.02 * wisps)
+    _lay(tissue, cover, np.float32(0.03) + np.float32(0.09) * wisps, np.float32(0.03) + np.float32(0.04) * wisps)
     tissue.empty |= cover > 0.5
 
 
@@ -148,14 +150,14 @@ def _place(tissue: Tissue, rng: np.random.Generator) -> tuple[float, float]:
 def _blob(tissue: Tissue, axes: tuple[float, float], wobble: float, rng: np.random.Generator) -> Float32Array:
     """Distance from a random place in units of a wobbly ellipse: float32 (H, W), 1 on its edge."""
     radius = polar_radius(tissue.shape, _place(tissue, rng), axes, rng.uniform(0, np.pi))
-    return np.asarray(radius * (1 + wobble * smooth_noise(tissue.shape, max(axes) * 0.5, rng)), np.float32)
+    waves = np.clip(smooth_noise(tissue.shape, max(axes) * 0.8, rng), -2, 2)  # unbounded, it would open spots far away
+    return np.asarray(radius * (1 + wobble * waves), np.float32)
 
 
 def _add_gland(tissue: Tissue, rng: np.random.Generator) -> None:
     long = rng.uniform(55, 105)
-    gland = Gland(
-        _place(tissue, rng), (long, long * rng.uniform(0.6, 1.0)), rng.uniform(0, np.pi), rng.uniform(0.3, 0.55)
-    )
+    axes = (long, long * rng.uniform(0.6, 1.0))
+    gland = Gland(_place(tissue, rng), axes, rng.uniform(0, np.pi), rng.uniform(0.3, 0.55))
     radius = polar_radius(tissue.shape, gland.centre, gland.axes, gland.angle)
     if np.any((tissue.empty | tissue.ring) & (radius < 1.1)):
         return
@@ -234,10 +236,9 @@ def _add_glass(tissue: Tissue, share: float, rng: np.random.Generator) -> None:
 
 def _add_debris(tissue: Tissue, rng: np.random.Generator) -> None:
     """A dark eosin clump of about a nucleus' size: what only colour tells from a nucleus."""
-    size = rng.uniform(5, 14)
+    size = rng.uniform(8, 16)
     radius = _blob(tissue, (size, size * rng.uniform(0.4, 1)), 0.25, rng)
     clump = (1 - soft_step(radius, 1.0, 3.0 / size)) * ~tissue.empty
-    tissue.eosin += np.asarray(
-        rng.uniform(0.25, 0.6) * clump * (1 + 0.2 * smooth_noise(tissue.shape, 3, rng)), np.float32
-    )
+    grain = 1 + 0.2 * smooth_noise(tissue.shape, 3, rng)
+    tissue.eosin += np.asarray(rng.uniform(0.25, 0.6) * clump * grain, np.float32)
     tissue.blood += np.asarray(rng.uniform(0, 0.25) * clump, np.float32)
