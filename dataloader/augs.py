@@ -139,7 +139,7 @@ def _pixel_pipeline(how: Strength, seed: int) -> Any:
     """hover_net's pixel-level chain: one of blur, median and noise, then colour in any order."""
     iaa = load_imgaug()
     hue = round(how.hue * 255 / 180)  # imgaug stretches the circle of hues to 0..255
-    return iaa.Sequential(
+    pipeline = iaa.Sequential(
         [
             iaa.OneOf(
                 [
@@ -158,8 +158,9 @@ def _pixel_pipeline(how: Strength, seed: int) -> Any:
             iaa.LinearContrast((1 - how.contrast, 1 + how.contrast)),
         ],
         random_order=True,
-        seed=seed,
     )
+    pipeline.seed_(seed)  # and every part of it: `Sequential(seed=...)` would leave the parts on imgaug's global state
+    return pipeline
 
 
 def _random_turn(square: bool, rng: np.random.Generator) -> tuple[int, bool]:

@@ -1,0 +1,27 @@
+"""The cache of decoded images."""
+
+import numpy as np
+import pytest
+
+from dataloader.image_cache import ImageCache
+from dataloader.images import write_png
+
+
+def test_least_recently_used_goes_first_and_at_least_one_stays(tmp_path):
+    paths = [tmp_path / f"{k}.png" for k in range(3)]
+    for k, path in enumerate(paths):
+        write_png(path, np.full((10, 10, 3), k, np.uint8))
+    cache = ImageCache(max_bytes=600)
+    first, second = cache.read(paths[0]), cache.read(paths[1])
+    assert cache.read(paths[0]) is first  # now 1 is the oldest
+    cache.read(paths[2])
+    assert cache.read(paths[0]) is first and cache.read(paths[1]) is not second
+    small = ImageCache(max_bytes=1)
+    assert small.read(paths[1]) is small.read(paths[1])
+
+
+def test_cached_pixels_cannot_be_written(tmp_path):
+    write_png(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
+    image = ImageCache(10**6).read(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="read-only"):
+        image[0] = 1
