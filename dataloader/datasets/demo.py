@@ -90,7 +90,7 @@ def draw_field(side: int, rng: np.random.Generator, nuclei: bool = True) -> Tiss
 def _plans() -> tuple[tuple[TissuePlan, NucleiPlan], ...]:
     """Kinds of tissue: glands, solid sheets, tumour, stroma, mucin, fat."""
     return (
-        (TissuePlan(0.35, glands=5, vessels=1, debris=4), NucleiPlan((EPITHELIAL,), 34, 30, 20, 1)),
+        (TissuePlan(0.35, glands=5, vessels=1, debris=4), NucleiPlan((EPITHELIAL, PALE), 34, 30, 20, 1)),
         (TissuePlan(1.0, vessels=1, glass=0.03), NucleiPlan((EPITHELIAL, PALE), 36, 0, 15, 0)),
         (TissuePlan(0.5, vacuoles=14, debris=4), NucleiPlan((PLEOMORPHIC, EPITHELIAL), 44, 40, 25, 1)),
         (TissuePlan(0.0, vessels=2, debris=6, glass=0.06), NucleiPlan((EPITHELIAL,), 34, 70, 60, 3)),

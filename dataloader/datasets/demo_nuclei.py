@@ -32,8 +32,8 @@ class NucleusKind(NamedTuple):
 
 
 LYMPHOCYTE = NucleusKind((8, 10.5), (0.82, 1.0), (0.72, 1.0), (0.05, 0.15), 0.03, 0.16, 0)
-EPITHELIAL = NucleusKind((11, 16), (0.62, 0.85), (0.32, 0.62), (0.18, 0.40), 0.035, 0.20, 2)
-PALE = NucleusKind((12, 17), (0.65, 0.9), (0.16, 0.30), (0.18, 0.35), 0.035, 0.30, 2)
+EPITHELIAL = NucleusKind((11, 16), (0.62, 0.85), (0.28, 0.60), (0.16, 0.38), 0.035, 0.24, 2)
+PALE = NucleusKind((12, 17), (0.65, 0.9), (0.17, 0.30), (0.18, 0.34), 0.035, 0.32, 2)
 SPINDLE = NucleusKind((15, 22), (0.22, 0.34), (0.50, 0.85), (0.05, 0.20), 0.06, 0.12, 0)
 PLEOMORPHIC = NucleusKind((14, 19), (0.65, 0.95), (0.40, 0.80), (0.10, 0.35), 0.10, 0.28, 3)
 
@@ -156,7 +156,7 @@ def _depth(shape: Shape, place: Place, size: float, rng: np.random.Generator) ->
     bend = rng.normal(0, 0.12) * size  # spindles and lobes are bent, not straight
     across = np.asarray((dy * cos - dx * sin - bend * (along**2 - 0.4)) / minor, np.float32)
     turn = np.arctan2(across, along)
-    waves = sum(rng.normal(0, place.kind.wobble) * np.cos(k * turn + rng.uniform(0, 6.3)) for k in (2, 3, 4))
+    waves = sum(rng.normal(0, 2 * place.kind.wobble / k) * np.cos(k * turn + rng.uniform(0, 6.3)) for k in (2, 3, 4))
     radius = np.hypot(along, across) / (1 + waves)
     return np.asarray((1 - radius) * minor, np.float32)
 

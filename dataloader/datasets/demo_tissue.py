@@ -114,11 +114,11 @@ def _lay(tissue: Tissue, cover: Float32Array, haematoxylin: Float32Array, eosin:
 
 def _cytoplasm(shape: Shape, rng: np.random.Generator) -> tuple[Float32Array, Float32Array]:
     """Haematoxylin and eosin of cell bodies: granular, foamy where the amount dips."""
-    basophilia = rng.uniform(0.06, 0.17)
+    basophilia = rng.uniform(0.06, 0.20)
     foam = fractal_noise(shape, rng.uniform(6, 14), rng)
     grain = smooth_noise(shape, 2, rng)
     drift = smooth_noise(shape, 60, rng)
-    haematoxylin = basophilia * (1 + 0.22 * foam + 0.15 * grain)
+    haematoxylin = basophilia * (1 + 0.25 * foam + 0.15 * grain + 0.25 * drift)
     eosin = rng.uniform(0.22, 0.36) * (1 + 0.20 * foam + 0.10 * grain + 0.15 * drift)
     return np.asarray(haematoxylin, np.float32), np.asarray(eosin, np.float32)
 
