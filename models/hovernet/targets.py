@@ -47,7 +47,7 @@ def _centre(shape: tuple[int, ...], wanted: tuple[int, int]) -> tuple[slice, sli
 
 def _hv_map(inst_map: Int32Array, crop: tuple[slice, slice]) -> Float32Array:
     """float32 (h, w, 2): horizontal, then vertical, each in [-1, 1]; 0 outside and where too little is shown."""
-    pieces = np.asarray(label(inst_map, background=0, connectivity=1), dtype=np.intp)
+    pieces = np.asarray(label(inst_map, background=0, connectivity=1), np.intp)  # type: ignore[no-untyped-call]
     shown = pieces[crop]
     hv_map = np.zeros((*shown.shape, 2), np.float32)
     count = int(pieces.max(initial=0))
@@ -84,5 +84,4 @@ def _scaled(
     distance = (places + 1 - centres[ids]).astype(np.float32)
     before = (centres - 1 - ends[:, 0])[ids].astype(np.float32)
     after = (ends[:, 1] + 1 - centres)[ids].astype(np.float32)
-    largest = np.where(distance < 0, before, np.maximum(after, 1))
-    return np.asarray(distance / np.where(largest > 0, largest, 1), dtype=np.float32)
+    return np.asarray(distance / np.where(distance < 0, before, after), dtype=np.float32)
