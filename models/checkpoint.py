@@ -1,0 +1,186 @@
+"""Save, load and recognise checkpoints.
+
+Ours hold tensors and plain values only. Those of hover_net are recognised by what is in them, so that published weights
+work as they are: a `.tar` with a 'desc' entry, or a plain state dict, with or without DataParallel's `module.`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hovernet_cyclic.core.errors import CheckpointError
+from hovernet_cyclic.core.types import Checkpoint
+from models.hovernet.net_desc import HoVerNet
+
+FORMAT_VERSION = 1
+FORMAT_NAME = "hovernet-cyclic"
+PLAIN_TYPES = (Tensor, str, bytes, int, float, bool, type(None))
+
+StateDict = dict[str, Tensor]
+
+
+class LoadedNetwork(NamedTuple):
+    """A network in eval mode on the CPU, and what its checkpoint says. recipe: TrainRecipe.to_dict(), or None."""
+
+    net: HoVerNet
+    mode: str
+    nr_types: int | None
+    recipe: dict[str, Any] | None
+
+
+def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
+    """Write `checkpoint` under a temporary name and rename it.
+
+    Raises CheckpointError where it cannot be written, or holds anything but tensors and plain values.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    content = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
+    _check_plain(path, content, "checkpoint")
+    try:
+        torch.save({"format": FORMAT_NAME, **content}, partial)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: cannot be written ({reason}): check the folder and its free space.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _check_plain(path: Path, value: Any, name: str) -> None:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_plain(path, item, f"{name}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_plain(path, item, name)
+    elif type(value) not in PLAIN_TYPES and not isinstance(value, Tensor):
+        kind = type(value).__name__
+        raise CheckpointError(f"{path}: {name} is a {kind}: save tensors and plain values (str, int, float, ...) only.")
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read one of our checkpoints, on the CPU.
+
+    Raises CheckpointError for a file that is missing, torn, no checkpoint of ours, or written by a newer version.
+    """
+    path = Path(path)
+    content = _read(path)
+    if content.get("format") != FORMAT_NAME:
+        raise CheckpointError(f"{path}: this is not a checkpoint of hovernet-cyclic: give a .tar of one of its runs.")
+    return _as_checkpoint(path, content)
+
+
+def _as_checkpoint(path: Path, content: dict[str, Any]) -> Checkpoint:
+    version = content.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: this checkpoint has format {version} and this version reads up to {FORMAT_VERSION}: "
+            "update hovernet-cyclic."
+        )
+    try:
+        return Checkpoint(**{name: value for name, value in content.items() if name != "format"})
+    except TypeError as error:
+        raise CheckpointError(f"{path}: this checkpoint lacks entries or has unknown ones: train it again.") from error
+
+
+def load_network(path: str | Path, nr_types: int | None = None) -> LoadedNetwork:
+    """The network of a checkpoint: ours (the teacher, or else the student) or one of hover_net.
+
+    nr_types: left out, the checkpoint decides. Given, and the checkpoint was made for other types or none, all but the
+    branch `tp` is taken over and that branch starts anew. Raises CheckpointError for a file without a HoVer-Net.
+    """
+    path = Path(path)
+    content = _read(path)
+    recipe = None
+    weights: Any = content.get("desc", content)
+    if content.get("format") == FORMAT_NAME:
+        stored = _as_checkpoint(path, content)
+        recipe, weights = stored.recipe, stored.teacher or stored.student
+        if weights is None:
+            raise CheckpointError(f"{path}: this checkpoint holds no HoVer-Net yet: give the net.tar of the run.")
+    return _rebuild(path, _clean(path, weights), nr_types, recipe)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The dict in a file. Only tensors and plain values are unpickled: a checkpoint cannot run code."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file: check the path of the checkpoint.")
+    try:
+        with torch.serialization.safe_globals(_numpy_values()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torn and foreign files fail in many ways, none of them documented
+        if isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error):
+            sentence = (
+                "it holds Python objects, which could run code: save the network's state_dict() alone and give that."
+            )
+        else:
+            sentence = "it is torn or no checkpoint at all: copy or download it again."
+        raise CheckpointError(f"{path}: this file cannot be loaded, {sentence}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: this file holds no named weights: give a checkpoint made by training.")
+    return content
+
+
+def _numpy_values() -> list[Any]:
+    """What plain NumPy numbers and arrays are unpickled with: hover_net keeps some beside its weights."""
+    scalar, array = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
+    kinds = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "bool")]
+    before_numpy2 = [(scalar, "numpy.core.multiarray.scalar"), (array, "numpy.core.multiarray._reconstruct")]
+    return [scalar, array, np.dtype, np.ndarray, *kinds, *before_numpy2]
+
+
+def _clean(path: Path, weights: Any) -> StateDict:
+    """The tensors of a state dict, without the prefix that DataParallel puts before every name."""
+    if not isinstance(weights, Mapping):
+        raise CheckpointError(f"{path}: its entry 'desc' holds no weights: give a checkpoint made by training.")
+    return {str(name).removeprefix("module."): value for name, value in weights.items() if isinstance(value, Tensor)}
+
+
+def recognise(weights: StateDict) -> tuple[str, int | None] | None:
+    """(mode, nr_types) of the HoVerNet that a state dict belongs to, or None where it belongs to none."""
+    if "conv0./.weight" in weights and "decoder.np.u3.conva.weight" in weights:
+        mode = {5: "original", 3: "fast"}.get(weights["decoder.np.u3.conva.weight"].shape[-1])
+        types = weights.get("decoder.tp.u0.conv.weight")
+        return None if mode is None else (mode, None if types is None else len(types))
+    if "stem.conv.weight" in weights and "decoder.np.head.weight" in weights:
+        types = weights.get("decoder.tp.head.weight")
+        return "small", None if types is None else len(types) // 4  # four pixels of every type
+    return None
+
+
+def _rebuild(path: Path, weights: StateDict, nr_types: int | None, recipe: dict[str, Any] | None) -> LoadedNetwork:
+    found = recognise(weights)
+    if found is None:
+        raise CheckpointError(
+            f"{path}: these are not the weights of a HoVer-Net (original, fast or small): give a network's "
+            "checkpoint, not that of a classifier or of an encoder alone."
+        )
+    mode, types = found
+    if nr_types is not None and nr_types != types:
+        weights = {name: value for name, value in weights.items() if not name.startswith("decoder.tp.")}
+    net = HoVerNet(mode, types if nr_types is None else nr_types)
+    _load(path, net, weights, new_types=net.nr_types != types)
+    return LoadedNetwork(net.eval(), mode, net.nr_types, recipe)
+
+
+def _load(path: Path, net: HoVerNet, weights: StateDict, new_types: bool) -> None:
+    """Load by name. new_types: the branch `tp` may be missing. Raises CheckpointError where names or shapes differ."""
+    may_lack = ("upsample2x.", "decoder.tp.") if new_types else ("upsample2x.",)  # upsample2x only ever holds ones
+    try:
+        missing, unknown = net.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: a layer has another shape than in HoVer-Net: give other weights.") from error
+    lacking = [name for name in missing if not name.startswith(may_lack)]
+    if lacking or unknown:
+        first = f"lacks '{lacking[0]}'" if lacking else f"has an unknown '{unknown[0]}'"
+        raise CheckpointError(f"{path}: this network {first}: its HoVer-Net was changed, give other weights.")
