@@ -74,43 +74,110 @@ class NetSettings:
 
 @dataclass(frozen=True)
 class FrontEndSettings:
-    """The classifier of patches. Steps are optimiser steps; `steps_later` is for cycles after the first."""
+    """The classifier of patches. Steps are optimiser steps; `steps_later` is for cycles after the first.
 
-    steps_first: int = 600
-    steps_later: int = 300
+    pool_fraction: share of a positive patch's pixels, the most evident ones, that its label is asked of.
+    pale_fraction: share of a positive patch's pixels, those with least haematoxylin, that are taken as background
+    (nuclei take haematoxylin up: it is what the stain is for). pale_weight: weight of that term.
+    """
+
+    steps_first: int = 400
+    steps_later: int = 200
     batch_size: int = 32
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
+    pool_fraction: float = 0.25
+    pale_fraction: float = 0.45
+    pale_weight: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("steps_first", "steps_later", "batch_size", "learning_rate"):
+        for name in ("steps_first", "steps_later", "batch_size", "learning_rate", "pool_fraction"):
             _positive(f"front_end.{name}", getattr(self, name))
+        _check(self.batch_size >= 2, "front_end.batch_size is 1: give 2 or more, half of them are positive.")
+        _in_unit("front_end.pool_fraction", self.pool_fraction)
+        _in_unit("front_end.pale_fraction", self.pale_fraction)
+
+
+@dataclass(frozen=True)
+class CandidateSettings:
+    """How nucleus candidates are cut out of a score map. Lengths in um and areas in um2, so that mpp is free.
+
+    levels: thresholds between the two quantiles of the map. lowest_solidity: area over convex hull under which a
+    region is never a nucleus. full_area_um2: area from which size no longer lowers a candidate's quality.
+    """
+
+    blur_um: float = 0.3
+    levels: int = 28
+    lowest_quantile: float = 0.30
+    highest_quantile: float = 0.995
+    min_area_um2: float = 3.2
+    full_area_um2: float = 25.0
+    max_area_um2: float = 112.0
+    lowest_solidity: float = 0.85
+
+    def __post_init__(self) -> None:
+        for name in ("blur_um", "levels", "min_area_um2", "full_area_um2"):
+            _positive(f"candidates.{name}", getattr(self, name))
+        ordered = 0 <= self.lowest_quantile < self.highest_quantile <= 1 and self.min_area_um2 < self.max_area_um2
+        _check(ordered, "candidates: a lowest value is not below its highest: swap them.")
 
 
 @dataclass(frozen=True)
 class PseudoMaskSettings:
-    """Activation maps to pseudo masks."""
+    """Activation maps to pseudo masks.
+
+    Confidence is the share of all candidates of a cycle that are worse. Candidates above `trust_above` are taught
+    (`trust_later` once a teacher has spoken too), those under `dismiss_below` are background, the rest is ignored.
+    dark_quantile, faint_evidence: pixels darker than this quantile of the tile whose evidence (a logit) is not below
+    this are ignored too, unless within `surround_um` of a trusted nucleus. teacher_weight: weight of the teacher's
+    logit beside haematoxylin (in standard deviations of the tile) when candidates are cut again.
+    """
 
     cam: str = "evidence"
+    trust_above: float = 0.60
+    trust_later: float = 0.50
+    dismiss_below: float = 0.25
+    dark_quantile: float = 0.60
+    faint_evidence: float = -1.0
+    surround_um: float = 0.75
+    teacher_weight: float = 0.25
 
     def __post_init__(self) -> None:
         _one_of("pseudo_masks.cam", self.cam, CAM_METHODS)
+        for name in ("trust_above", "trust_later", "dismiss_below", "dark_quantile"):
+            _in_unit(f"pseudo_masks.{name}", getattr(self, name))
+        lowest_trust = min(self.trust_above, self.trust_later)
+        _check(self.dismiss_below <= lowest_trust, "pseudo_masks.dismiss_below is above the trust: lower it.")
 
 
 @dataclass(frozen=True)
 class BackEndSettings:
-    """Student and EMA teacher. Steps are optimiser steps of one cycle."""
+    """Student and EMA teacher. Steps are optimiser steps of one cycle, `widen_rounds` + 1 equal parts of it.
 
-    steps: int = 800
+    Between the parts the teacher widens the pseudo masks. patch_shape: (h, w) px of the network's output in training.
+    negatives_per_batch: of the batch, how many are made of negative patches, on which every pixel is background.
+    consistency_weight: weight of the student's squared distance to the teacher on pixels that are not trusted.
+    """
+
+    steps: int = 600
     batch_size: int = 4
+    patch_shape: tuple[int, int] = (192, 192)
+    negatives_per_batch: int = 1
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     ema_decay: float = 0.99
+    widen_rounds: int = 1
+    hv_weight: float = 2.0
+    consistency_weight: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "learning_rate"):
             _positive(f"back_end.{name}", getattr(self, name))
         _in_unit("back_end.ema_decay", self.ema_decay)
+        _check(
+            0 <= self.negatives_per_batch < self.batch_size,
+            f"back_end.negatives_per_batch is {self.negatives_per_batch}: leave room for tiles in the batch.",
+        )
 
 
 @dataclass(frozen=True)
@@ -121,6 +188,7 @@ class TrainRecipe:
     data: DataSettings
     supervision: str = "image_level"
     front_end: FrontEndSettings = field(default_factory=FrontEndSettings)
+    candidates: CandidateSettings = field(default_factory=CandidateSettings)
     pseudo_masks: PseudoMaskSettings = field(default_factory=PseudoMaskSettings)
     back_end: BackEndSettings = field(default_factory=BackEndSettings)
     net: NetSettings = field(default_factory=NetSettings)
@@ -134,7 +202,8 @@ class TrainRecipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only (dict, list, str, numbers, None): what a checkpoint stores."""
-        return _plain(dataclasses.asdict(self))
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return plain
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainRecipe:
@@ -142,6 +211,7 @@ class TrainRecipe:
         parts = {
             "data": DataSettings,
             "front_end": FrontEndSettings,
+            "candidates": CandidateSettings,
             "pseudo_masks": PseudoMaskSettings,
             "back_end": BackEndSettings,
             "net": NetSettings,
@@ -163,4 +233,6 @@ def _build(cls: type[SettingsT], values: dict[str, Any]) -> SettingsT:
     try:
         return cls(**frozen)
     except TypeError as error:
-        raise RecipeError(f"The recipe in this checkpoint does not fit this version ({error}): train it again.") from error
+        raise RecipeError(
+            f"The recipe in this checkpoint does not fit this version ({error}): train it again."
+        ) from error

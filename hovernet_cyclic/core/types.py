@@ -30,10 +30,12 @@ class Box(NamedTuple):
 
     @property
     def height(self) -> int:
+        """Rows, px."""
         return self.bottom - self.top
 
     @property
     def width(self) -> int:
+        """Columns, px."""
         return self.right - self.left
 
 
@@ -62,7 +64,10 @@ class Annotation:
 
 @dataclass(frozen=True)
 class ActivationMap:
-    """Where the front end saw nuclei. evidence: float32 (C, H, W), never rescaled per tile; probability: float32 (C,)."""
+    """Where the front end saw nuclei, for C image-level classes.
+
+    evidence: float32 (C, H, W), never rescaled per tile. probability: float32 (C,).
+    """
 
     tile_id: str
     evidence: Float32Array

@@ -1,0 +1,73 @@
+"""The recipes: the one file to edit. Each function returns a TrainRecipe; `--recipe=<name>` picks it from RECIPES.
+
+Copy `custom`, change what you like, and run `python run_train.py --recipe=custom --data_dir=<folder>`. What a setting
+means, and what it may be, stands in `hovernet_cyclic/core/settings.py`.
+"""
+
+from collections.abc import Callable
+
+from hovernet_cyclic.core.settings import (
+    BackEndSettings,
+    DataSettings,
+    FrontEndSettings,
+    NetSettings,
+    TrainRecipe,
+)
+
+
+def demo() -> TrainRecipe:
+    """Tissue that the toolkit draws itself: a look at the whole method in minutes on a CPU."""
+    return TrainRecipe(
+        name="demo",
+        data=DataSettings(reader="demo"),
+        front_end=FrontEndSettings(steps_first=200, steps_later=80),
+        back_end=BackEndSettings(steps=240, patch_shape=(128, 128)),
+        num_cycles=2,
+    )
+
+
+def folder() -> TrainRecipe:
+    """Your own images: patches/positive, patches/negative, tiles, and valid/ for scores if you have masks."""
+    return TrainRecipe(name="folder", data=DataSettings(reader="folder", mpp=0.25))
+
+
+def benchmark() -> TrainRecipe:
+    """MoNuSeg and CoNSeP images with the image-level labels of `patch_labels.csv`."""
+    return TrainRecipe(name="benchmark", data=DataSettings(reader="benchmark", mpp=0.25))
+
+
+def fast() -> TrainRecipe:
+    """A folder of your own with HoVer-Net's own network (pre-activated ResNet-50, 256 -> 164): give it a GPU."""
+    return TrainRecipe(
+        name="fast",
+        data=DataSettings(reader="folder", mpp=0.25),
+        net=NetSettings(mode="fast"),
+        front_end=FrontEndSettings(steps_first=1500, steps_later=500, learning_rate=3e-4),
+        back_end=BackEndSettings(steps=3000, batch_size=16, negatives_per_batch=4, patch_shape=(164, 164)),
+    )
+
+
+def original() -> TrainRecipe:
+    """As `fast`, with the network of the HoVer-Net paper (270 -> 80)."""
+    return TrainRecipe(
+        name="original",
+        data=DataSettings(reader="folder", mpp=0.25),
+        net=NetSettings(mode="original"),
+        front_end=FrontEndSettings(steps_first=1500, steps_later=500, learning_rate=3e-4),
+        back_end=BackEndSettings(steps=3000, batch_size=16, negatives_per_batch=4, patch_shape=(80, 80)),
+    )
+
+
+def custom() -> TrainRecipe:
+    """Yours to edit."""
+    return TrainRecipe(name="custom", data=DataSettings(reader="folder", mpp=0.25))
+
+
+RECIPES: dict[str, Callable[[], TrainRecipe]] = {
+    "demo": demo,
+    "folder": folder,
+    "benchmark": benchmark,
+    "fast": fast,
+    "original": original,
+    "custom": custom,
+}

@@ -1,0 +1,124 @@
+"""Batches for the back end: crops of tiles with HoVer-Net's targets, and canvases of negative patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from dataloader.augs import LabelledTile, augment_colour, augment_geometry
+from dataloader.classifier_loader import fit_to_shape
+from hovernet_cyclic.core.settings import BackEndSettings
+from hovernet_cyclic.core.types import Float32Array, HoVerTargets, TileSource, UInt8Array
+from models.hovernet.targets import hover_targets
+
+BatchT = TypeVar("BatchT")
+
+
+class TileBatch(NamedTuple):
+    """What one step of the back end learns from.
+
+    images: float32 (B, H, W, 3) RGB 0..255, as the student sees them. plain_images: the same without the change of
+    colour, as the teacher sees them. targets: B targets on the network's output.
+    """
+
+    images: Float32Array
+    plain_images: Float32Array
+    targets: list[HoVerTargets]
+
+
+class TileSampler:
+    """Draws crops of tiles at random, and canvases made of negative patches.
+
+    Every pixel of such a canvas is background beyond doubt: the image-level labels say so.
+    """
+
+    def __init__(
+        self,
+        tiles: Sequence[LabelledTile],
+        negative_patches: tuple[TileSource, Sequence[int]],
+        shapes: tuple[tuple[int, int], tuple[int, int]],
+        settings: BackEndSettings,
+        seed: int,
+    ) -> None:
+        """shapes: (height, width) of the network's input and of its output."""
+        self._tiles = tiles
+        self._source, self._negative_indices = negative_patches
+        self._input_shape, self._output_shape = shapes
+        self._negatives = settings.negatives_per_batch if len(self._negative_indices) else 0
+        self._crops = settings.batch_size - self._negatives
+        self._seed = seed
+
+    def batch(self, step: int) -> TileBatch:
+        """The batch of `step`: the same for the same seed and step, whatever was drawn before."""
+        rng = np.random.default_rng((self._seed, step))
+        taught = [self._crop(rng) for _ in range(self._crops)]
+        taught += [self._canvas(rng) for _ in range(self._negatives)]
+        rows = [self._example(tile, rng) for tile in taught]
+        return TileBatch(
+            np.stack([row[0] for row in rows]).astype(np.float32),
+            np.stack([row[1] for row in rows]).astype(np.float32),
+            [row[2] for row in rows],
+        )
+
+    def _example(self, tile: LabelledTile, rng: np.random.Generator) -> tuple[UInt8Array, UInt8Array, HoVerTargets]:
+        turned = augment_geometry(tile, rng)
+        shown = augment_colour(turned.image, rng, "strong")
+        return shown, turned.image, hover_targets(turned.inst_map, self._output_shape, trusted=turned.trusted)
+
+    def _crop(self, rng: np.random.Generator) -> LabelledTile:
+        tile = _at_least(self._tiles[int(rng.integers(len(self._tiles)))], self._input_shape)
+        top, left = (
+            int(rng.integers(have - want + 1))
+            for want, have in zip(self._input_shape, tile.inst_map.shape, strict=True)
+        )
+        window = slice(top, top + self._input_shape[0]), slice(left, left + self._input_shape[1])
+        return LabelledTile(tile.image[window], tile.inst_map[window], tile.trusted[window])
+
+    def _canvas(self, rng: np.random.Generator) -> LabelledTile:
+        """Negative patches side by side until the network's input is full."""
+        height, width = self._input_shape
+        canvas = np.zeros((height, width, 3), np.uint8)
+        top = 0
+        while top < height:
+            top = self._fill_row(canvas, top, rng)
+        return LabelledTile(canvas, np.zeros((height, width), np.int32), np.ones((height, width), bool))
+
+    def _fill_row(self, canvas: UInt8Array, top: int, rng: np.random.Generator) -> int:
+        """One row of patches, as high as its first one. Returns where the next row begins."""
+        height, width = canvas.shape[:2]
+        left, bottom = 0, height
+        while left < width:
+            index = self._negative_indices[int(rng.integers(len(self._negative_indices)))]
+            patch = self._source.read_patch(index).image
+            bottom = min(height, top + patch.shape[0]) if left == 0 else bottom
+            right = min(width, left + patch.shape[1])
+            canvas[top:bottom, left:right] = fit_to_shape(patch, (bottom - top, right - left), rng)
+            left = right
+        return bottom
+
+
+def _at_least(tile: LabelledTile, shape: tuple[int, int]) -> LabelledTile:
+    """The tile, mirrored where it is smaller than `shape`; mirrored pixels are not trusted."""
+    missing = [max(0, want - have) for want, have in zip(shape, tile.inst_map.shape, strict=True)]
+    if not any(missing):
+        return tile
+    rows, columns = (0, missing[0]), (0, missing[1])
+    return LabelledTile(
+        np.pad(tile.image, (rows, columns, (0, 0)), mode="symmetric"),
+        np.pad(tile.inst_map, (rows, columns)),
+        np.pad(tile.trusted, (rows, columns)),
+    )
+
+
+def prefetch(make: Callable[[int], BatchT], steps: range) -> Iterator[BatchT]:
+    """make(step) for each step, the next one made in a thread while the caller works on this one."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting = pool.submit(make, steps[0]) if len(steps) else None
+        for step in steps:
+            assert waiting is not None
+            ready = waiting.result()
+            waiting = pool.submit(make, step + 1) if step + 1 in steps else None
+            yield ready

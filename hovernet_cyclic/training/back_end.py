@@ -1,0 +1,78 @@
+"""The back end: HoVer-Net learns from the pixels that are trusted, and agrees with its own average elsewhere.
+
+The student is trained; the teacher is its exponential moving average (mean teacher: Tarvainen & Valpola, NeurIPS
+2017). Pixels that no one vouches for teach nothing but agreement between the two.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from dataloader.train_loader import TileBatch, TileSampler, prefetch
+from hovernet_cyclic.core.settings import BackEndSettings
+from hovernet_cyclic.core.types import HoVerTargets
+from hovernet_cyclic.training.devices import Device
+from hovernet_cyclic.training.run_dir import StageLog
+from models.ema import EmaTeacher
+from models.hovernet.losses import bce, consistency, dice, mse, msge
+from models.hovernet.net_desc import HoVerNet, HoVerOutput
+
+
+def train_back_end(
+    student: HoVerNet,
+    teacher: EmaTeacher,
+    sampler: TileSampler,
+    steps: range,
+    settings: BackEndSettings,
+    device: Device,
+    log: StageLog,
+    name: str,
+) -> None:
+    """Train `student` in place for `steps` (numbers of the whole run), and let `teacher` follow."""
+    optimiser = torch.optim.AdamW(student.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, settings.learning_rate, total_steps=max(2, len(steps)), pct_start=0.1
+    )
+    student.train()
+    batches = prefetch(sampler.batch, steps)
+    for step, batch in zip(steps, log.steps(batches, len(steps), name, settings.batch_size), strict=True):
+        parts = back_end_loss(student, teacher, batch, settings, device)
+        loss = torch.stack(list(parts.values())).sum()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        teacher.update(student)
+        log.loss("back_end", step, {key: float(value.detach()) for key, value in parts.items()})
+    student.eval()
+
+
+def back_end_loss(
+    student: HoVerNet, teacher: EmaTeacher, batch: TileBatch, settings: BackEndSettings, device: Device
+) -> dict[str, torch.Tensor]:
+    """Scalars: 'np_bce', 'np_dice' on trusted pixels; 'hv_mse', 'hv_msge' on trusted nuclei; 'consistency' elsewhere."""
+    np_map, hv_map, trusted = stack_targets(batch.targets, device)
+    with device.autocast():
+        output = student(device.images(batch.images))
+    nuclei = trusted & (np_map > 0)
+    parts = {
+        "np_bce": bce(output.np, np_map, trusted),
+        "np_dice": dice(output.np, np_map, trusted),
+        "hv_mse": settings.hv_weight * mse(output.hv, hv_map, nuclei) + mse(output.hv, hv_map, trusted & ~nuclei),
+        "hv_msge": settings.hv_weight * msge(output.hv, hv_map, np_map, trusted),
+    }
+    if settings.consistency_weight > 0:
+        with torch.no_grad(), device.autocast():
+            taught: HoVerOutput = teacher.module(device.images(batch.plain_images))
+        agreement = consistency(output.np, taught.np, ~trusted)
+        parts["consistency"] = settings.consistency_weight * agreement
+    return parts
+
+
+def stack_targets(targets: list[HoVerTargets], device: Device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """B targets -> np_map int64 (B, h, w), hv_map float32 (B, 2, h, w), trusted bool (B, h, w)."""
+    np_map = device.tensor(np.stack([target.np_map for target in targets]))
+    hv_map = device.tensor(np.stack([target.hv_map for target in targets])).permute(0, 3, 1, 2)
+    trusted = device.tensor(np.stack([target.trusted for target in targets]))
+    return np_map, hv_map, trusted

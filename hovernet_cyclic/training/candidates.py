@@ -1,0 +1,158 @@
+"""Nucleus candidates: the regions of a score map whose outline is convex and lies on a strong edge.
+
+One threshold for an image takes dark cytoplasm in at one place and leaves pale nuclei out at another. Here each
+nucleus finds its own: the map is cut at many levels, the regions of all levels form a tree (a region holds those of
+the levels above it), every region is judged as an outline, and the best set of regions that do not overlap is chosen
+from the tree (the idea of extremal regions: Matas et al., BMVC 2002; chosen by dynamic programming: Arteta et al.,
+MICCAI 2012).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
+from hovernet_cyclic.core.settings import CandidateSettings
+from hovernet_cyclic.core.types import Float32Array, Int32Array
+
+
+@dataclass
+class Candidate:
+    """A region that may be a nucleus.
+
+    contour: int32 (K, 1, 2) x, y in tile px, every pixel of the outline. area: px, holes filled. solidity: area over
+    that of its convex hull. edge: mean gradient of the score map along the outline, over the 90th percentile of the
+    map's gradient. evidence: mean logit of the front end inside. quality: what trust goes
+    by. worth: what it brings to a set of regions.
+    """
+
+    contour: Int32Array
+    area: float
+    solidity: float
+    edge: float
+    evidence: float
+    quality: float
+    worth: float
+
+
+@dataclass
+class _Region:
+    """A node of the tree: its parent at the level below, its children above, and what it is worth."""
+
+    parent: int
+    children: list[int] = field(default_factory=list)
+    candidate: Candidate | None = None
+    worth: float = 0.0
+
+
+def find_candidates(
+    score: Float32Array, evidence: Float32Array, mpp: float, settings: CandidateSettings
+) -> list[Candidate]:
+    """The best set of regions of `score` that do not overlap, worst first.
+
+    score: float32 (H, W), higher where a nucleus is likelier, in any unit (stain density or probability).
+    evidence: float32 (H, W), the front end's logits. mpp: um/px of both.
+    """
+    smooth = cv2.GaussianBlur(score, (0, 0), settings.blur_um / mpp)
+    judge = _Judge(smooth, evidence, mpp, settings)
+    low, high = np.quantile(smooth, [settings.lowest_quantile, settings.highest_quantile])
+    regions = _grow_tree(smooth, np.linspace(low, high, settings.levels), judge)
+    chosen = [region for region in _choose(regions) if region is not None]
+    return sorted(chosen, key=lambda candidate: candidate.quality)
+
+
+class _Judge:
+    """Measures regions of one map."""
+
+    def __init__(self, smooth: Float32Array, evidence: Float32Array, mpp: float, settings: CandidateSettings) -> None:
+        self._gradient = gradient(smooth)
+        self._gradient_scale = max(float(np.percentile(self._gradient, 90)), 1e-6)
+        self._evidence = evidence
+        self._settings = settings
+        self._full_area = settings.full_area_um2 / mpp**2
+        self.smallest = settings.min_area_um2 / mpp**2
+        self.largest = settings.max_area_um2 / mpp**2
+
+    def measure(self, mask: Int32Array, top: int, left: int) -> Candidate | None:
+        """uint8 (h, w) mask of one region whose box begins at (top, left) -> Candidate, None where size forbids."""
+        contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        contour = max(contours, key=cv2.contourArea)
+        area = cv2.contourArea(contour) + len(contour) / 2  # the polygon runs through pixel centres
+        if not self.smallest <= area <= self.largest:
+            return None
+        hull_area = cv2.contourArea(cv2.convexHull(contour)) + len(contour) / 2
+        columns, rows = contour[:, 0, 0] + left, contour[:, 0, 1] + top
+        edge = float(self._gradient[rows, columns].mean()) / self._gradient_scale
+        inside = self._evidence[top : top + mask.shape[0], left : left + mask.shape[1]][mask > 0]
+        return self._judged(contour + np.array([left, top]), area, area / hull_area, edge, float(inside.mean()))
+
+    def _judged(self, contour: Int32Array, area: float, solidity: float, edge: float, evidence: float) -> Candidate:
+        floor = self._settings.lowest_solidity
+        convexity = max(0.0, (solidity - floor) / (1 - floor))
+        size = min(1.0, area / self._full_area)
+        believed = 1 / (1 + np.exp(-evidence))
+        quality = edge * convexity * size**0.5 * believed
+        worth = edge * convexity**0.5 * believed**0.5 * area
+        return Candidate(contour.astype(np.int32), area, solidity, edge, evidence, float(quality), float(worth))
+
+
+def gradient(score: Float32Array) -> Float32Array:
+    """float32 (H, W) -> float32 (H, W): length of the gradient at a scale of about 1 px."""
+    smooth = cv2.GaussianBlur(score, (0, 0), 1.0)
+    across = cv2.Sobel(smooth, cv2.CV_32F, 1, 0, scale=0.125)
+    down = cv2.Sobel(smooth, cv2.CV_32F, 0, 1, scale=0.125)
+    return np.asarray(cv2.magnitude(across, down), dtype=np.float32)
+
+
+def _grow_tree(smooth: Float32Array, levels: Float32Array, judge: _Judge) -> list[_Region]:
+    """Regions of all levels, lowest level first, so that a parent always stands before its children."""
+    regions: list[_Region] = []
+    below: tuple[Int32Array, Int32Array] | None = None
+    for level in levels:
+        count, labels, stats, _ = cv2.connectedComponentsWithStats((smooth > level).astype(np.uint8), connectivity=4)
+        region_of = np.full(count, -1, np.int32)
+        for label in np.nonzero(stats[:, cv2.CC_STAT_AREA] >= judge.smallest)[0]:
+            if label == 0:
+                continue
+            region_of[label] = len(regions)
+            regions.append(_region(labels, int(label), stats[label], below, judge))
+            parent = regions[-1].parent
+            if parent >= 0:
+                regions[parent].children.append(len(regions) - 1)
+        below = labels, region_of
+    return regions
+
+
+def _region(
+    labels: Int32Array, label: int, stats: Int32Array, below: tuple[Int32Array, Int32Array] | None, judge: _Judge
+) -> _Region:
+    left, top, width, height, area = (int(value) for value in stats)
+    mask = (labels[top : top + height, left : left + width] == label).astype(np.uint8)
+    parent = -1
+    if below is not None:
+        column = left + int(np.argmax(mask[0]))
+        parent = int(below[1][below[0][top, column]])
+    too_large = area > 1.3 * judge.largest  # spares the outline of the background-sized regions of the lowest levels
+    candidate = None if too_large else judge.measure(mask, top, left)
+    return _Region(parent, [], candidate, candidate.worth if candidate else 0.0)
+
+
+def _choose(regions: list[_Region]) -> list[Candidate | None]:
+    """From the leaves down: a region is taken where it is worth more than the best that its children offer."""
+    best = np.zeros(len(regions))
+    taken = np.zeros(len(regions), bool)
+    for i in range(len(regions) - 1, -1, -1):
+        offered = sum(best[child] for child in regions[i].children)
+        taken[i] = regions[i].worth > offered
+        best[i] = max(regions[i].worth, offered)
+    chosen: list[Candidate | None] = []
+    open_regions = [i for i, region in enumerate(regions) if region.parent < 0]
+    while open_regions:
+        i = open_regions.pop()
+        if taken[i]:
+            chosen.append(regions[i].candidate)
+        else:
+            open_regions += regions[i].children
+    return chosen

@@ -1,0 +1,162 @@
+"""Cyclic learning in running order (Zhou et al., IEEE TMI 2023): classifier, pseudo masks, HoVer-Net, and round again.
+
+Nothing here can open a drawn mask: a `TileSource` has none to give.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dataloader.augs import LabelledTile
+from dataloader.classifier_loader import PatchSampler, split_by_group
+from dataloader.pseudo_store import load_pseudo_mask, save_pseudo_masks
+from dataloader.train_loader import TileSampler
+from hovernet_cyclic.core.settings import TrainRecipe
+from hovernet_cyclic.core.types import ActivationMap, ImageTile, TileSource
+from hovernet_cyclic.training.back_end import train_back_end
+from hovernet_cyclic.training.devices import Device, seed_everything
+from hovernet_cyclic.training.front_end import patch_accuracy, read_activation, train_front_end
+from hovernet_cyclic.training.gallery import write_gallery
+from hovernet_cyclic.training.networks import Networks
+from hovernet_cyclic.training.patch_score import score_on_patches
+from hovernet_cyclic.training.pseudo_masks import TileCandidates, make_pseudo_masks, tile_candidates
+from hovernet_cyclic.training.run_dir import RunDir, StageLog
+from infer.base import NetworkSegmenter
+from models.encoder import copy_encoder
+from models.hovernet.net_desc import input_shape
+
+
+@dataclass
+class Work:
+    """What one run carries from stage to stage."""
+
+    recipe: TrainRecipe
+    source: TileSource
+    run: RunDir
+    device: Device
+    log: StageLog
+    networks: Networks
+    train_patches: list[int]
+    held_patches: list[int]
+
+    @property
+    def tiles(self) -> Iterator[ImageTile]:
+        """The training tiles, read one at a time."""
+        return (self.source.read_tile(i) for i in range(len(self.source.tile_ids)))
+
+    def segmenter(self) -> NetworkSegmenter:
+        """The teacher as it stands, behind a lattice of patches."""
+        return self.networks.segmenter(self.recipe, self.device)
+
+
+def run_cycles(recipe: TrainRecipe, source: TileSource, run: RunDir, device: Device, quiet: bool = False) -> Path:
+    """Train by the recipe and return the checkpoint of the best cycle. Goes on from `run.state` where there is one.
+
+    The run's folder is left as `run_dir` describes it.
+    """
+    seed_everything(recipe.seed)
+    train, held = split_by_group(source, recipe.data.valid_fraction, recipe.seed)
+    networks = Networks.restore(run.state, recipe, device) if run.state.exists() else Networks.fresh(recipe, device)
+    work = Work(recipe, source, run, device, StageLog(run, quiet), networks, train, held)
+    for cycle in range(networks.cycles_done + 1, recipe.num_cycles + 1):
+        run_cycle(work, cycle)
+    work.log.close()
+    networks.save_net(run.net, recipe)
+    return run.net
+
+
+def run_cycle(work: Work, cycle: int) -> None:
+    """One turn: front end, pseudo masks, back end, the encoder handed back, and the judgement whether it helped."""
+    began = time.monotonic()
+    networks = work.networks
+    teach_classifier(work, cycle)
+    method = work.recipe.pseudo_masks.cam
+    activations = [read_activation(networks.classifier, tile, method, work.device) for tile in work.tiles]
+    copy_encoder(networks.classifier, networks.student)
+    for part in range(work.recipe.back_end.widen_rounds + 1):
+        label_tiles(work, cycle, activations, with_teacher=cycle > 1 or part > 0)
+        teach_student(work, cycle, part)
+    copy_encoder(networks.teacher.module, networks.classifier)
+    show_cycle(work, cycle, activations)
+    judge_cycle(work, cycle, began)
+
+
+def teach_classifier(work: Work, cycle: int) -> None:
+    """The front end of one cycle."""
+    settings = work.recipe.front_end
+    begin = 0 if cycle == 1 else settings.steps_first + (cycle - 2) * settings.steps_later
+    steps = range(begin, begin + (settings.steps_first if cycle == 1 else settings.steps_later))
+    sampler = PatchSampler(work.source, work.train_patches, settings.batch_size, work.recipe.seed)
+    classifier = work.networks.classifier
+    train_front_end(classifier, sampler, steps, settings, work.device, work.log, f"cycle {cycle} front end")
+    accuracy = patch_accuracy(classifier, work.source, work.held_patches, work.device)
+    work.log.say(f"cycle {cycle}: the classifier is right on {accuracy:.1%} of the held-out patches (balanced)")
+
+
+def label_tiles(work: Work, cycle: int, activations: list[ActivationMap], with_teacher: bool) -> None:
+    """Make the cycle's pseudo masks, or widen them once a teacher can speak too, and store them."""
+    recipe = work.recipe
+    segmenter = work.segmenter() if with_teacher else None
+
+    def candidates(tile: ImageTile, activation: ActivationMap) -> TileCandidates:
+        teacher_prob = segmenter.raw_maps(tile.image).np_prob if segmenter else None
+        return tile_candidates(tile, activation, teacher_prob, recipe.pseudo_masks, recipe.candidates)
+
+    found = [candidates(tile, activation) for tile, activation in zip(work.tiles, activations, strict=True)]
+    trust_above = recipe.pseudo_masks.trust_later if with_teacher else recipe.pseudo_masks.trust_above
+    masks = make_pseudo_masks(found, cycle, recipe.data.mpp, trust_above, recipe.pseudo_masks)
+    save_pseudo_masks(work.run.pseudo_masks(cycle), masks)
+    nuclei = sum(len(mask.confidence) for mask in masks)
+    trusted = float(np.mean([mask.trusted.mean() for mask in masks]))
+    work.log.say(f"cycle {cycle}: {nuclei} trusted nuclei on {len(masks)} tiles, {trusted:.0%} of the pixels taught")
+
+
+def teach_student(work: Work, cycle: int, part: int) -> None:
+    """One of the equal parts of a cycle's back end."""
+    recipe, settings = work.recipe, work.recipe.back_end
+    length = settings.steps // (settings.widen_rounds + 1)
+    begin = (cycle - 1) * settings.steps + part * length
+    stored = work.run.pseudo_masks(cycle)
+    masks = [load_pseudo_mask(stored, tile_id) for tile_id in work.source.tile_ids]
+    shapes = (input_shape(recipe.net.mode, settings.patch_shape), settings.patch_shape)
+    tiles = [
+        LabelledTile(tile.image, mask.inst_map, mask.trusted) for tile, mask in zip(work.tiles, masks, strict=True)
+    ]
+    negatives = [i for i in work.train_patches if work.source.patch_labels[i, 0] == 0]
+    sampler = TileSampler(tiles, (work.source, negatives), shapes, settings, recipe.seed)
+    networks = work.networks
+    train_back_end(
+        networks.student,
+        networks.teacher,
+        sampler,
+        range(begin, begin + length),
+        settings,
+        work.device,
+        work.log,
+        f"cycle {cycle} back end {part + 1}/{settings.widen_rounds + 1}",
+    )
+
+
+def show_cycle(work: Work, cycle: int, activations: list[ActivationMap]) -> None:
+    """A picture of the cycle: image, evidence, pseudo mask and what the teacher sees, for a few tiles."""
+    stored = work.run.pseudo_masks(cycle)
+    masks = [load_pseudo_mask(stored, tile_id) for tile_id in work.source.tile_ids]
+    write_gallery(work.run.cycle(cycle) / "gallery.png", work.tiles, activations, masks, work.segmenter())
+
+
+def judge_cycle(work: Work, cycle: int, began: float) -> None:
+    """Keep the cycle if it segments held-out patches at least as well as the best so far, else go back to that one."""
+    networks, recipe = work.networks, work.recipe
+    score = score_on_patches(work.segmenter(), work.source, work.held_patches, recipe.net.post_proc, recipe.seed)
+    networks.save_net(work.run.cycle(cycle) / "net.tar", recipe)
+    kept, reason = networks.keep_or_roll_back(cycle, score.balanced)
+    rows = [row for row in work.run.read_json("cycles.json", []) if row["cycle"] < cycle]
+    row = {"cycle": cycle, **score._asdict(), "balanced": score.balanced, "kept": kept, "reason": reason}
+    work.run.write_json("cycles.json", [*rows, {**row, "seconds": round(time.monotonic() - began, 1)}])
+    networks.save_state(work.run.state, recipe)
+    work.log.say(f"cycle {cycle}: {reason}")

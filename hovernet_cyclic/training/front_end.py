@@ -1,0 +1,125 @@
+"""The front end: a classifier of patches whose evidence is read at high resolution.
+
+A positive patch holds a nucleus somewhere (a bag of pixels, some of which are nucleus: multiple-instance learning); a
+negative patch holds none anywhere, so each of its pixels is background. Haematoxylin adds the little that a label of
+the whole patch cannot say: its palest pixels are not nuclei even where the patch is positive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from dataloader.classifier_loader import PatchBatch, PatchSampler, fit_to_shape
+from dataloader.train_loader import prefetch
+from hovernet_cyclic.core.settings import FrontEndSettings
+from hovernet_cyclic.core.types import ActivationMap, ImageTile, TileSource
+from hovernet_cyclic.training.devices import Device
+from hovernet_cyclic.training.run_dir import StageLog
+from models.classifier.cam import activation_map
+from models.classifier.net_desc import Classifier, ClassifierOutput
+
+HARD_NEGATIVES = 0.05  # the share of a negative patch's pixels that is asked again, the most evident ones
+SURE_POSITIVES = 0.03  # the share of a positive patch's pixels that must be evident together
+
+
+def train_front_end(
+    classifier: Classifier,
+    sampler: PatchSampler,
+    steps: range,
+    settings: FrontEndSettings,
+    device: Device,
+    log: StageLog,
+    name: str,
+) -> None:
+    """Train `classifier` in place for `steps` (numbers of the whole run: each draws its own batch)."""
+    optimiser = torch.optim.AdamW(classifier.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, settings.learning_rate, total_steps=max(2, len(steps)), pct_start=0.1
+    )
+    classifier.train()
+    batches = prefetch(sampler.batch, steps)
+    for step, batch in zip(steps, log.steps(batches, len(steps), name, settings.batch_size), strict=True):
+        with device.autocast():
+            output = classifier(device.images(batch.images))
+        parts = front_end_loss(output, batch, settings, device)
+        loss = torch.stack(list(parts.values())).sum()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        log.loss("front_end", step, {key: float(value.detach()) for key, value in parts.items()})
+    classifier.eval()
+
+
+def front_end_loss(
+    output: ClassifierOutput, batch: PatchBatch, settings: FrontEndSettings, device: Device
+) -> dict[str, torch.Tensor]:
+    """Scalars: 'patch' (cross-entropy of the pooled logits), and per evidence head 'negative', 'positive', 'pale'."""
+    labels = device.tensor(batch.labels)
+    stain = device.tensor(batch.stain)
+    parts = {"patch": F.binary_cross_entropy_with_logits(output.patch_logits.float(), labels)}
+    positive = labels[:, 0] > 0
+    for evidence in output.evidence:
+        logits = evidence[:, 0].float().flatten(1)
+        shrunk = F.adaptive_avg_pool2d(stain[:, None], evidence.shape[-2:])[:, 0].flatten(1)
+        terms = _evidence_terms(logits, shrunk, positive, settings)
+        parts = {**parts, **{key: parts.get(key, torch.zeros(())) + value for key, value in terms.items()}}
+    return parts
+
+
+def _evidence_terms(
+    logits: torch.Tensor, stain: torch.Tensor, positive: torch.Tensor, settings: FrontEndSettings
+) -> dict[str, torch.Tensor]:
+    """logits, stain: float32 (B, n) of one head's pixels; positive: bool (B,)."""
+    pixels = logits.shape[1]
+    inside, outside = logits[positive], logits[~positive]
+    hard = F.softplus(_largest(outside, HARD_NEGATIVES)).mean()
+    evident = F.softplus(-_largest(inside, settings.pool_fraction)).mean()
+    sure = F.softplus(-_largest(inside, SURE_POSITIVES).mean(1)).mean()
+    palest = stain[positive].argsort(1)[:, : int(pixels * settings.pale_fraction)]
+    pale = F.softplus(inside.gather(1, palest)).mean()
+    return {
+        "negative": 0.5 * (F.softplus(outside).mean() + hard),
+        "positive": 0.5 * (evident + sure),
+        "pale": settings.pale_weight * pale,
+    }
+
+
+def _largest(values: torch.Tensor, share: float) -> torch.Tensor:
+    return values.topk(max(1, int(values.shape[1] * share)), dim=1).values
+
+
+@torch.no_grad()
+def patch_accuracy(
+    classifier: Classifier, source: TileSource, indices: Sequence[int], device: Device, batch_size: int = 32
+) -> float:
+    """Balanced accuracy in [0, 1] of the patch classifier on `indices`: the mean of recall and specificity.
+
+    nan where one of the labels is missing.
+    """
+    rng = np.random.default_rng(0)
+    right: dict[float, list[bool]] = {0.0: [], 1.0: []}
+    for begin in range(0, len(indices), batch_size):
+        chosen = indices[begin : begin + batch_size]
+        shape = _padded(max(source.patch_shapes[i] for i in chosen))
+        images = np.stack([fit_to_shape(source.read_patch(i).image, shape, rng) for i in chosen])
+        with device.autocast():
+            logits = classifier(device.images(images.astype(np.float32))).patch_logits[:, 0].float()
+        for i, logit in zip(chosen, logits.tolist(), strict=True):
+            label = float(source.patch_labels[i, 0])
+            right[label].append((logit > 0) == (label > 0))
+    return float(np.mean([np.mean(hits) if hits else np.nan for hits in right.values()]))
+
+
+def _padded(shape: tuple[int, int]) -> tuple[int, int]:
+    return -(-shape[0] // 8) * 8, -(-shape[1] // 8) * 8
+
+
+def read_activation(classifier: Classifier, tile: ImageTile, method: str, device: Device) -> ActivationMap:
+    """The activation map of one tile by the CAM method of the recipe, in logits, at the tile's resolution."""
+    with device.autocast():
+        return activation_map(classifier, tile, method, device.torch_device)

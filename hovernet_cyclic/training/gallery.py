@@ -1,0 +1,89 @@
+"""Pictures of a run: one row a tile with image, evidence, pseudo mask and what the teacher segments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from dataloader.images import write_png
+from hovernet_cyclic.core.types import (
+    ActivationMap,
+    BoolArray,
+    Float32Array,
+    ImageTile,
+    Int32Array,
+    PseudoMask,
+    Segmenter,
+    UInt8Array,
+)
+from models.hovernet.post_proc import segment
+
+MOST_ROWS = 6
+CROP = 320  # px of a tile's middle that is shown
+OUTLINE = (40, 230, 60)
+GAP = 6
+
+
+def write_gallery(
+    path: Path,
+    tiles: Iterable[ImageTile],
+    activations: list[ActivationMap],
+    masks: list[PseudoMask],
+    segmenter: Segmenter,
+) -> None:
+    """Write the sheet of one cycle as PNG: at most MOST_ROWS tiles, evenly spread over all."""
+    shown = set(np.linspace(0, len(masks) - 1, min(MOST_ROWS, len(masks))).round().astype(int).tolist())
+    rows = []
+    for i, (tile, activation, mask) in enumerate(zip(tiles, activations, masks, strict=True)):
+        if i not in shown:
+            continue
+        image, window = middle(tile.image)
+        segmented = segment(segmenter.raw_maps(image))
+        pseudo = shade(outline(image, mask.inst_map[window]), ~mask.trusted[window])
+        rows.append([image, heat(activation.evidence[0][window]), pseudo, outline(image, segmented)])
+    write_png(path, sheet(rows))
+
+
+def middle(image: UInt8Array) -> tuple[UInt8Array, tuple[slice, slice]]:
+    """uint8 (H, W, 3) -> its middle of at most CROP px a side, and where that lies."""
+    starts = [max(0, (size - CROP) // 2) for size in image.shape[:2]]
+    window = slice(starts[0], starts[0] + CROP), slice(starts[1], starts[1] + CROP)
+    return np.ascontiguousarray(image[window]), window
+
+
+def outline(image: UInt8Array, inst_map: Int32Array) -> UInt8Array:
+    """uint8 (H, W, 3) with the border of each instance of int32 (H, W) drawn on it."""
+    drawn = image.copy()
+    eroded = cv2.erode(inst_map.astype(np.float32), np.ones((3, 3), np.uint8))
+    dilated = cv2.dilate(inst_map.astype(np.float32), np.ones((3, 3), np.uint8))
+    drawn[(inst_map > 0) & ((eroded != inst_map) | (dilated != inst_map))] = OUTLINE
+    return drawn
+
+
+def shade(image: UInt8Array, hidden: BoolArray) -> UInt8Array:
+    """uint8 (H, W, 3), greyed where bool (H, W) is True: what is not taught."""
+    drawn = image.copy()
+    drawn[hidden] = (0.45 * drawn[hidden] + 0.55 * 128).astype(np.uint8)
+    return drawn
+
+
+def heat(evidence: Float32Array) -> UInt8Array:
+    """float32 (H, W) logits -> uint8 (H, W, 3): probability 0 black to 1 white, the same scale for every tile."""
+    probability = 1 / (1 + np.exp(-evidence))
+    coloured = cv2.applyColorMap((255 * probability).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    return np.asarray(cv2.cvtColor(coloured, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def sheet(rows: list[list[UInt8Array]]) -> UInt8Array:
+    """Pictures of any size in rows -> one uint8 (H, W, 3), white between them."""
+    height = max(picture.shape[0] for row in rows for picture in row) + GAP
+    width = max(picture.shape[1] for row in rows for picture in row) + GAP
+    page = np.full((height * len(rows), width * max(map(len, rows)), 3), 255, np.uint8)
+    for r, row in enumerate(rows):
+        for c, picture in enumerate(row):
+            top, left = r * height, c * width
+            page[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return page

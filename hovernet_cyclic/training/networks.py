@@ -1,0 +1,100 @@
+"""The three networks of a run, their best state so far, and how they are saved and restored."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hovernet_cyclic.core.errors import CheckpointError
+from hovernet_cyclic.core.settings import TrainRecipe
+from hovernet_cyclic.core.types import Checkpoint
+from hovernet_cyclic.training.devices import Device
+from infer.base import NetworkSegmenter
+from models.checkpoint import FORMAT_VERSION, load_checkpoint, save_checkpoint
+from models.classifier.net_desc import Classifier
+from models.ema import EmaTeacher
+from models.hovernet.net_desc import HoVerNet
+
+Weights = dict[str, dict[str, torch.Tensor]]
+
+
+@dataclass
+class Networks:
+    """Classifier, student and teacher; `best` holds their weights at the best cycle so far, `best_score` its score."""
+
+    classifier: Classifier
+    student: HoVerNet
+    teacher: EmaTeacher
+    cycles_done: int = 0
+    best_cycle: int = 0
+    best_score: float = -math.inf
+    best: Weights | None = None
+
+    @classmethod
+    def fresh(cls, recipe: TrainRecipe, device: Device) -> Networks:
+        """Networks with random weights."""
+        classifier = device.place(Classifier(recipe.net.mode, len(recipe.data.class_names)))
+        student = device.place(HoVerNet(recipe.net.mode, recipe.net.nr_types))
+        return cls(classifier, student, EmaTeacher(student, recipe.back_end.ema_decay))
+
+    @classmethod
+    def restore(cls, path: Path, recipe: TrainRecipe, device: Device) -> Networks:
+        """The networks as they stood after the last cycle. Raises CheckpointError where the recipe is another one."""
+        stored = load_checkpoint(path)
+        if stored.recipe != recipe.to_dict():
+            raise CheckpointError(f"{path}: this run was begun with another recipe: resume it with that one.")
+        networks = cls.fresh(recipe, device)
+        networks._load({"classifier": stored.classifier, "student": stored.student, "teacher": stored.teacher})
+        networks.cycles_done = stored.cycle
+        networks.best_cycle, networks.best_score = stored.rng["best_cycle"], stored.rng["best_score"]
+        networks.best = networks._weights()
+        return networks
+
+    def keep_or_roll_back(self, cycle: int, score: float) -> tuple[bool, str]:
+        """Note that `cycle` is done. Returns whether it was kept, and the reason in words.
+
+        score: in [0, 1], or nan where there was nothing to judge by: then the cycle is kept.
+        """
+        self.cycles_done = cycle
+        if self.best is None or math.isnan(score) or score >= self.best_score:
+            before = f", {self.best_score:.3f} before" if self.best is not None else ""
+            self.best_cycle, self.best_score, self.best = cycle, score, self._weights()
+            return True, f"kept: {score:.3f} of the held-out patches judged right{before}"
+        self._load(self.best)
+        return False, f"rolled back to cycle {self.best_cycle}: {score:.3f} is below its {self.best_score:.3f}"
+
+    def segmenter(self, recipe: TrainRecipe, device: Device) -> NetworkSegmenter:
+        """The teacher behind a lattice of patches."""
+        return NetworkSegmenter(self.teacher.module, recipe.net.mode, device.torch_device, dtype=device.dtype)
+
+    def save_net(self, path: Path, recipe: TrainRecipe) -> None:
+        """Write what inference needs: the teacher and its recipe."""
+        save_checkpoint(path, self._checkpoint(recipe, "done", teacher=_on_cpu(self.teacher.module.state_dict())))
+
+    def save_state(self, path: Path, recipe: TrainRecipe) -> None:
+        """Write what a resumed run needs."""
+        weights = {name: _on_cpu(values) for name, values in self._weights().items()}
+        save_checkpoint(path, self._checkpoint(recipe, "back_end", **weights))
+
+    def _checkpoint(self, recipe: TrainRecipe, stage: str, **weights: Any) -> Checkpoint:
+        best = {"best_cycle": self.best_cycle, "best_score": self.best_score}
+        return Checkpoint(FORMAT_VERSION, recipe.to_dict(), self.cycles_done, stage, step=0, rng=best, **weights)
+
+    def _modules(self) -> dict[str, torch.nn.Module]:
+        return {"classifier": self.classifier, "student": self.student, "teacher": self.teacher.module}
+
+    def _weights(self) -> Weights:
+        return {name: copy.deepcopy(module.state_dict()) for name, module in self._modules().items()}
+
+    def _load(self, weights: dict[str, Any]) -> None:
+        for name, module in self._modules().items():
+            module.load_state_dict(weights[name])
+
+
+def _on_cpu(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.detach().cpu() for name, value in weights.items()}

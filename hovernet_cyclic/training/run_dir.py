@@ -1,0 +1,138 @@
+"""Names and writes everything in a run's folder.
+
+LOG_DIR/
+  recipe.json             the recipe, the command and the versions
+  tensorboard/            loss curves
+  cycle_1/, cycle_2/ ...  pseudo_masks/*.npz, gallery.png, classifier.tar, net.tar
+  cycles.json             a row a cycle: the mask-free score, kept or rolled back and why, seconds
+  state.tar               where a resumed run goes on
+  net.tar                 the product: teacher weights and recipe
+  scores.json             what `evaluate` found afterwards, where there are drawn masks
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from hovernet_cyclic import __version__
+from hovernet_cyclic.core.errors import RecipeError
+from hovernet_cyclic.core.settings import TrainRecipe
+
+
+class RunDir:
+    """The folder of one run. Files are written under a temporary name and renamed."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def open(cls, path: str | Path, resume: bool) -> RunDir:
+        """Make the folder, or find the run to resume. Raises RecipeError where it holds a run, or none to resume."""
+        run = cls(path)
+        if resume and not run.state.exists():
+            raise RecipeError(f"{run.state}: there is no run to resume here: leave --resume out to start one.")
+        if not resume and run.path.exists() and any(run.path.iterdir()):
+            raise RecipeError(f"{run.path}: this folder is not empty: give --resume or another --log_dir.")
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RecipeError(f"{run.path}: cannot be made ({error.strerror}): give another --log_dir.") from error
+        return run
+
+    @property
+    def state(self) -> Path:
+        """The checkpoint that a resumed run goes on from."""
+        return self.path / "state.tar"
+
+    @property
+    def net(self) -> Path:
+        """The product."""
+        return self.path / "net.tar"
+
+    def cycle(self, cycle: int) -> Path:
+        """The folder of one cycle (1, 2, ...), made if missing."""
+        folder = self.path / f"cycle_{cycle}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def pseudo_masks(self, cycle: int) -> Path:
+        """The folder of the pseudo masks of one cycle."""
+        return self.cycle(cycle) / "pseudo_masks"
+
+    def cycle_nets(self) -> list[tuple[int, Path]]:
+        """(cycle, net.tar) of the cycles that are done, in order."""
+        found = ((int(path.parent.name.split("_")[1]), path) for path in self.path.glob("cycle_*/net.tar"))
+        return sorted(found)
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write LOG_DIR/<name>."""
+        path = self.path / name
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
+        return path
+
+    def read_json(self, name: str, default: Any) -> Any:
+        """What LOG_DIR/<name> holds, or `default` where it is missing."""
+        path = self.path / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+
+
+def describe_run(run: RunDir, recipe: TrainRecipe, data_dir: str) -> None:
+    """Write recipe.json: what is needed to do the run again."""
+    packages = ("torch", "numpy", "scipy", "scikit-image", "opencv-python", "imgaug")
+    run.write_json(
+        "recipe.json",
+        {
+            "recipe": recipe.to_dict(),
+            "command": sys.argv,
+            "data_dir": data_dir,
+            "versions": {
+                "hovernet_cyclic": __version__,
+                "python": platform.python_version(),
+                **{name: version(name) for name in packages},
+            },
+        },
+    )
+
+
+class StageLog:
+    """What a person sees of a stage: one progress line (loss, throughput, time left), and TensorBoard curves."""
+
+    def __init__(self, run: RunDir, quiet: bool = False) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # half a second to import: only a training run pays it
+
+        self._writer = SummaryWriter(str(run.path / "tensorboard"))
+        self._quiet = quiet
+        self.losses: list[float] = []
+
+    def steps(self, items: Sequence[Any] | Iterator[Any], total: int, name: str, images: int) -> Iterator[Any]:
+        """Pass `items` on under a bar. name: such as 'cycle 1 back end'. images: seen per step."""
+        bar = tqdm(items, total=total, desc=name, unit="step", disable=self._quiet, mininterval=1.0, dynamic_ncols=True)
+        for item in bar:
+            yield item
+            rate = bar.format_dict.get("rate") or 0.0
+            bar.set_postfix_str(f"loss {self.losses[-1]:.3f}, {rate * images:.0f} images/s", refresh=False)
+
+    def loss(self, stage: str, step: int, parts: dict[str, float]) -> None:
+        """Note the parts of the loss at a step of the whole run; their sum stands on the bar."""
+        self.losses.append(sum(parts.values()))
+        for name, value in parts.items():
+            self._writer.add_scalar(f"{stage}/{name}", value, step)
+
+    def say(self, line: str) -> None:
+        """Print a line without tearing the bar."""
+        if not self._quiet:
+            tqdm.write(line)
+
+    def close(self) -> None:
+        """Write what TensorBoard still holds back."""
+        self._writer.close()

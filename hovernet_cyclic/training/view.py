@@ -1,0 +1,83 @@
+"""A sheet of what a run is given: `run_train.py --view=train|valid`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from dataloader.augs import LabelledTile, augment_colour, augment_geometry, augment_patch, sample_rng
+from dataloader.images import write_png
+from dataloader.pseudo_store import load_pseudo_mask, mask_path
+from hovernet_cyclic.core.errors import DatasetError
+from hovernet_cyclic.core.settings import TrainRecipe
+from hovernet_cyclic.core.types import AnnotatedSource, DataSplits, Float32Array, TileSource, UInt8Array
+from hovernet_cyclic.training.gallery import middle, outline, shade, sheet
+from hovernet_cyclic.training.run_dir import RunDir
+from models.hovernet.targets import hover_targets
+
+PATCHES_SHOWN = 8
+TILES_SHOWN = 4
+POSITIVE, NEGATIVE = (40, 200, 60), (220, 60, 40)
+
+
+def write_view(splits: DataSplits, split: str, recipe: TrainRecipe) -> Path:
+    """Write LOG_DIR/view_<split>.png. split: 'train' or 'valid'. Raises DatasetError where there is no such split."""
+    path = Path(recipe.log_dir + f"_view_{split}.png")
+    if split == "train":
+        rows = train_rows(splits.train, recipe)
+    elif splits.valid is not None:
+        rows = valid_rows(splits.valid)
+    else:
+        raise DatasetError("This data has no valid split: add valid/images and valid/labels, or use --view=train.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_png(path, sheet(rows))
+    return path
+
+
+def train_rows(source: TileSource, recipe: TrainRecipe) -> list[list[UInt8Array]]:
+    """Augmented patches, framed by their label, then tiles with pseudo masks and hv maps once a run has made some."""
+    order = np.random.default_rng(recipe.seed).permutation(len(source.patch_labels))
+    rows = []
+    for label, colour in ((1.0, POSITIVE), (0.0, NEGATIVE)):
+        chosen = [i for i in order if source.patch_labels[i, 0] == label][:PATCHES_SHOWN]
+        images = (augment_patch(source.read_patch(i).image, sample_rng(recipe.seed, 0, int(i))) for i in chosen)
+        rows.append([_framed(image, colour) for image in images])
+    folders = sorted(RunDir(recipe.log_dir).path.glob("cycle_*/pseudo_masks"))
+    shown = range(min(TILES_SHOWN, len(source.tile_ids)))
+    return rows + [_tile_row(source, i, folders[-1] if folders else None, recipe.seed) for i in shown]
+
+
+def _tile_row(source: TileSource, index: int, folder: Path | None, seed: int) -> list[UInt8Array]:
+    tile = source.read_tile(index)
+    image, window = middle(tile.image)
+    rng = sample_rng(seed, 1, index)
+    if folder is None or not mask_path(folder, tile.tile_id).exists():
+        return [image, augment_colour(image, rng)]
+    mask = load_pseudo_mask(folder, tile.tile_id)
+    turned = augment_geometry(LabelledTile(image, mask.inst_map[window], mask.trusted[window]), rng)
+    targets = hover_targets(turned.inst_map, image.shape[:2], trusted=turned.trusted)
+    taught = shade(outline(turned.image, turned.inst_map), ~turned.trusted)
+    return [augment_colour(turned.image, rng), taught, *(_signed(targets.hv_map[..., i]) for i in range(2))]
+
+
+def valid_rows(source: AnnotatedSource) -> list[list[UInt8Array]]:
+    """Annotated tiles, plain and outlined."""
+    rows = []
+    for i in range(min(TILES_SHOWN, len(source.tile_ids))):
+        image, window = middle(source.read_tile(i).image)
+        rows.append([image, outline(image, source.annotation(i).inst_map[window])])
+    return rows
+
+
+def _framed(image: UInt8Array, colour: tuple[int, int, int]) -> UInt8Array:
+    return np.asarray(cv2.copyMakeBorder(image, 3, 3, 3, 3, cv2.BORDER_CONSTANT, value=colour), dtype=np.uint8)
+
+
+def _signed(values: Float32Array) -> UInt8Array:
+    """float32 (H, W) in [-1, 1] -> uint8 (H, W, 3): blue -1, grey 0, red 1."""
+    grey = np.full((*values.shape, 3), 128.0)
+    grey[..., 0] += 127 * values
+    grey[..., 2] -= 127 * values
+    return grey.astype(np.uint8)

@@ -1,0 +1,111 @@
+"""Learn nuclei instance segmentation from image-level labels.
+
+Usage:
+  run_train.py [options]
+  run_train.py --view=<split> [options]
+  run_train.py (-h | --help)
+  run_train.py --version
+
+Options:
+  -h --help          Show this text.
+  --version          Show the version.
+  --recipe=<name>    A function of config.py: demo, folder, benchmark, fast, original, custom. [default: demo]
+  --data_dir=<dir>   Folder of the data. The demo draws its own there. [default: datasets]
+  --log_dir=<dir>    Folder of this run; logs/<recipe> if not given.
+  --gpu=<ids>        Comma list such as 0,1, or cpu. GPUs if there are any, else the CPU, if not given.
+  --seed=<n>         Seed of everything that is drawn; the recipe's if not given.
+  --resume           Go on with the run in --log_dir from its last finished cycle.
+  --no_scores        Do not score the finished run, even where the data has drawn masks to score against.
+  --view=<split>     Write a sheet of what training or scoring would be given, and stop: train or valid.
+
+The product is LOG_DIR/net.tar, which run_infer.py takes as --model_path. Drawn masks, where there are any, are opened
+after training only, to report scores. Exit code: 0 done, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hovernet_cyclic.core.errors import HoverNetCyclicError, RecipeError
+from hovernet_cyclic.core.settings import TrainRecipe
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code. argv: arguments without the program's name."""
+    from docopt import DocoptExit, docopt
+
+    from hovernet_cyclic import __version__
+
+    try:
+        arguments = docopt(__doc__ or "", None if argv is None else list(argv), version=__version__)
+        recipe = chosen_recipe(arguments)
+        return view(arguments, recipe) if arguments["--view"] else train(arguments, recipe)
+    except DocoptExit as error:
+        print(error, file=sys.stderr)
+        return 2
+    except HoverNetCyclicError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped. What was finished is kept: give --resume to go on.", file=sys.stderr)
+        return 130
+
+
+def chosen_recipe(arguments: Mapping[str, Any]) -> TrainRecipe:
+    """The recipe that the arguments name, with their seed and folder. Raises RecipeError."""
+    from config import RECIPES
+
+    name = arguments["--recipe"]
+    if name not in RECIPES:
+        raise RecipeError(f"--recipe={name}: config.py has no such recipe: use one of {', '.join(RECIPES)}.")
+    recipe = RECIPES[name]()
+    if arguments["--seed"] is not None:
+        recipe = dataclasses.replace(recipe, seed=_whole_number("--seed", arguments["--seed"]))
+    return dataclasses.replace(recipe, log_dir=arguments["--log_dir"] or str(Path(recipe.log_dir) / recipe.name))
+
+
+def train(arguments: Mapping[str, Any], recipe: TrainRecipe) -> int:
+    """Open the data, train, and score in a process of its own."""
+    from dataloader.datasets import open_source
+    from hovernet_cyclic.training.cyclic import run_cycles
+    from hovernet_cyclic.training.devices import choose_device
+    from hovernet_cyclic.training.evaluate import score_in_own_process
+    from hovernet_cyclic.training.run_dir import RunDir, describe_run
+
+    device = choose_device(arguments["--gpu"])
+    splits = open_source(recipe.data, arguments["--data_dir"])
+    run = RunDir.open(recipe.log_dir, arguments["--resume"])
+    describe_run(run, recipe, arguments["--data_dir"])
+    print(f"{recipe.name}: {len(splits.train.tile_ids)} tiles, {len(splits.train.patch_labels)} labelled patches")
+    net = run_cycles(recipe, splits.train, run, device)
+    print(f"The network: {net}")
+    if arguments["--no_scores"] or not (splits.valid or splits.test):
+        return 0
+    return 0 if score_in_own_process(run, arguments["--data_dir"], str(device.torch_device)) else 1
+
+
+def view(arguments: Mapping[str, Any], recipe: TrainRecipe) -> int:
+    """Write the sheet of one split."""
+    from dataloader.datasets import open_source
+    from hovernet_cyclic.training.view import write_view
+
+    split = arguments["--view"]
+    if split not in ("train", "valid"):
+        raise RecipeError(f"--view={split}: use train or valid.")
+    path = write_view(open_source(recipe.data, arguments["--data_dir"]), split, recipe)
+    print(f"The sheet: {path}")
+    return 0
+
+
+def _whole_number(option: str, text: str) -> int:
+    if not text.isdecimal():
+        raise RecipeError(f"{option}={text}: give a whole number from 0.")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
