@@ -19,7 +19,8 @@ Options:
   --view=<split>     Write a sheet of what training or scoring would be given, and stop: train or valid.
 
 The product is LOG_DIR/net.tar, which run_infer.py takes as --model_path. Drawn masks, where there are any, are opened
-after training only, to report scores. Exit code: 0 done, 2 bad input.
+after training only, to report scores. Exit code: 0 done, 1 trained but not scored, 2 bad
+input.
 """
 
 from __future__ import annotations
@@ -71,13 +72,15 @@ def chosen_recipe(arguments: Mapping[str, Any]) -> TrainRecipe:
 def train(arguments: Mapping[str, Any], recipe: TrainRecipe) -> int:
     """Open the data, train, and score in a process of its own."""
     from dataloader.datasets import open_source
-    from hovernet_cyclic.training.cyclic import run_cycles
+    from hovernet_cyclic.training.cyclic import check_source, run_cycles
     from hovernet_cyclic.training.devices import choose_device
     from hovernet_cyclic.training.evaluate import score_in_own_process
     from hovernet_cyclic.training.run_dir import RunDir, describe_run
 
     device = choose_device(arguments["--gpu"])
+    RunDir.find(recipe.log_dir, arguments["--resume"])  # quick to refuse, before the data is drawn or read
     splits = open_source(recipe.data, arguments["--data_dir"])
+    check_source(recipe, splits.train)
     run = RunDir.open(recipe.log_dir, arguments["--resume"])
     describe_run(run, recipe, arguments["--data_dir"])
     print(f"{recipe.name}: {len(splits.train.tile_ids)} tiles, {len(splits.train.patch_labels)} labelled patches")

@@ -60,7 +60,7 @@ def find_candidates(
     low, high = np.quantile(smooth, [settings.lowest_quantile, settings.highest_quantile])
     regions = _grow_tree(smooth, np.linspace(low, high, settings.levels), judge)
     chosen = [region for region in _choose(regions) if region is not None]
-    return sorted(chosen, key=lambda candidate: candidate.quality)
+    return sorted(_without_nested(chosen, smooth.shape), key=lambda candidate: candidate.quality)
 
 
 class _Judge:
@@ -156,3 +156,18 @@ def _choose(regions: list[_Region]) -> list[Candidate | None]:
         else:
             open_regions += regions[i].children
     return chosen
+
+
+def _without_nested(chosen: list[Candidate], shape: tuple[int, ...]) -> list[Candidate]:
+    """Candidates count with their holes filled, and a region can lie in a hole of another: the worthier one stays."""
+    taken = np.zeros(shape, np.uint8)
+    kept = []
+    for candidate in sorted(chosen, key=lambda candidate: -candidate.worth):
+        left, top, width, height = cv2.boundingRect(candidate.contour)
+        filled = np.zeros((height, width), np.uint8)
+        cv2.drawContours(filled, [candidate.contour - (left, top)], -1, 1, cv2.FILLED)
+        window = taken[top : top + height, left : left + width]
+        if not np.any(window & filled):
+            window |= filled
+            kept.append(candidate)
+    return kept

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from joblib import Parallel, cpu_count, delayed
 
 from dataloader.augs import LabelledTile
 from dataloader.classifier_loader import PatchSampler, split_by_group
@@ -29,6 +30,8 @@ from hovernet_cyclic.training.run_dir import RunDir, StageLog
 from infer.base import NetworkSegmenter
 from models.encoder import copy_encoder
 from models.hovernet.net_desc import input_shape
+
+TILES_PER_PROCESS = 8  # fewer are cut sooner than another process starts
 
 
 @dataclass
@@ -70,6 +73,15 @@ def run_cycles(recipe: TrainRecipe, source: TileSource, run: RunDir, device: Dev
     return run.net
 
 
+def check_source(recipe: TrainRecipe, source: TileSource) -> None:
+    """Read each tile and patch once, so that a bad image is named now and not hours later. Raises DatasetError."""
+    split_by_group(source, recipe.data.valid_fraction, recipe.seed)
+    for i in range(len(source.tile_ids)):
+        source.read_tile(i)
+    for i in range(len(source.patch_labels)):
+        source.read_patch(i)
+
+
 def run_cycle(work: Work, cycle: int) -> None:
     """One turn: front end, pseudo masks, back end, the encoder handed back, and the judgement whether it helped."""
     began = time.monotonic()
@@ -103,11 +115,18 @@ def label_tiles(work: Work, cycle: int, activations: list[ActivationMap], with_t
     recipe = work.recipe
     segmenter = work.segmenter() if with_teacher else None
 
-    def candidates(tile: ImageTile, activation: ActivationMap) -> TileCandidates:
-        teacher_prob = segmenter.raw_maps(tile.image).np_prob if segmenter else None
-        return tile_candidates(tile, activation, teacher_prob, recipe.pseudo_masks, recipe.candidates)
-
-    found = [candidates(tile, activation) for tile, activation in zip(work.tiles, activations, strict=True)]
+    jobs = (
+        delayed(tile_candidates)(
+            tile,
+            activation,
+            segmenter.raw_maps(tile.image).np_prob if segmenter else None,
+            recipe.pseudo_masks,
+            recipe.candidates,
+        )
+        for tile, activation in zip(work.tiles, activations, strict=True)
+    )
+    processes = min(cpu_count(), 1 + len(activations) // TILES_PER_PROCESS)
+    found: list[TileCandidates] = Parallel(processes, pre_dispatch=2 * processes)(jobs)
     trust_above = recipe.pseudo_masks.trust_later if with_teacher else recipe.pseudo_masks.trust_above
     masks = make_pseudo_masks(found, cycle, recipe.data.mpp, trust_above, recipe.pseudo_masks)
     save_pseudo_masks(work.run.pseudo_masks(cycle), masks)

@@ -7,12 +7,14 @@ recipe opens no label file at all.
 from __future__ import annotations
 
 import multiprocessing
+import sys
 from typing import Any
 
 import numpy as np
 
 from dataloader.datasets import open_source
 from hovernet_cyclic.core.comparison import SCORE_NAMES, score_pairs
+from hovernet_cyclic.core.errors import HoverNetCyclicError
 from hovernet_cyclic.core.settings import TrainRecipe
 from hovernet_cyclic.core.types import AnnotatedSource, Annotation, Segmenter
 from hovernet_cyclic.training.run_dir import RunDir
@@ -70,7 +72,16 @@ def score_table(rows: dict[str, Any]) -> str:
 
 def score_in_own_process(run: RunDir, data_dir: str, device: str) -> bool:
     """Run `score_run` apart from the process that trained. Returns whether it went well."""
-    process = multiprocessing.get_context("spawn").Process(target=score_run, args=(str(run.path), data_dir, device))
+    process = multiprocessing.get_context("spawn").Process(target=_score_apart, args=(str(run.path), data_dir, device))
     process.start()
     process.join()
     return process.exitcode == 0
+
+
+def _score_apart(log_dir: str, data_dir: str, device: str) -> None:
+    try:
+        score_run(log_dir, data_dir, device)
+    except HoverNetCyclicError as error:
+        sys.exit(f"The run is trained but not scored: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)  # the parent is interrupted too, and says so

@@ -81,7 +81,7 @@ def _evidence_terms(
     evident = F.softplus(-_largest(inside, settings.pool_fraction)).mean()
     sure = F.softplus(-_largest(inside, SURE_POSITIVES).mean(1)).mean()
     palest = stain[positive].argsort(1)[:, : int(pixels * settings.pale_fraction)]
-    pale = F.softplus(inside.gather(1, palest)).mean()
+    pale = F.softplus(inside.gather(1, palest)).sum() / max(1, palest.numel())  # 0 where the recipe asks for none
     return {
         "negative": 0.5 * (F.softplus(outside).mean() + hard),
         "positive": 0.5 * (evident + sure),

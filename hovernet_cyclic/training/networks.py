@@ -14,6 +14,7 @@ from hovernet_cyclic.core.errors import CheckpointError
 from hovernet_cyclic.core.settings import TrainRecipe
 from hovernet_cyclic.core.types import Checkpoint
 from hovernet_cyclic.training.devices import Device
+from hovernet_cyclic.training.run_dir import is_same_run
 from infer.base import NetworkSegmenter
 from models.checkpoint import FORMAT_VERSION, load_checkpoint, save_checkpoint
 from models.classifier.net_desc import Classifier
@@ -46,11 +47,12 @@ class Networks:
     def restore(cls, path: Path, recipe: TrainRecipe, device: Device) -> Networks:
         """The networks as they stood after the last cycle. Raises CheckpointError where the recipe is another one."""
         stored = load_checkpoint(path)
-        if stored.recipe != recipe.to_dict():
+        if not is_same_run(stored.recipe, recipe):
             raise CheckpointError(f"{path}: this run was begun with another recipe: resume it with that one.")
         networks = cls.fresh(recipe, device)
         networks._load({"classifier": stored.classifier, "student": stored.student, "teacher": stored.teacher})
         networks.cycles_done = stored.cycle
+        networks.teacher.updates = stored.rng.get("teacher_updates", 0)
         networks.best_cycle, networks.best_score = stored.rng["best_cycle"], stored.rng["best_score"]
         networks.best = networks._weights()
         return networks
@@ -82,8 +84,12 @@ class Networks:
         save_checkpoint(path, self._checkpoint(recipe, "back_end", **weights))
 
     def _checkpoint(self, recipe: TrainRecipe, stage: str, **weights: Any) -> Checkpoint:
-        best = {"best_cycle": self.best_cycle, "best_score": self.best_score}
-        return Checkpoint(FORMAT_VERSION, recipe.to_dict(), self.cycles_done, stage, step=0, rng=best, **weights)
+        state = {
+            "best_cycle": self.best_cycle,
+            "best_score": self.best_score,
+            "teacher_updates": self.teacher.updates,  # a teacher that has seen many follows slower
+        }
+        return Checkpoint(FORMAT_VERSION, recipe.to_dict(), self.cycles_done, stage, step=0, rng=state, **weights)
 
     def _modules(self) -> dict[str, torch.nn.Module]:
         return {"classifier": self.classifier, "student": self.student, "teacher": self.teacher.module}

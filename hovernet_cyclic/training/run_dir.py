@@ -26,6 +26,8 @@ from hovernet_cyclic import __version__
 from hovernet_cyclic.core.errors import RecipeError
 from hovernet_cyclic.core.settings import TrainRecipe
 
+RECIPE_FILE = "recipe.json"
+
 
 class RunDir:
     """The folder of one run. Files are written under a temporary name and renamed."""
@@ -35,16 +37,28 @@ class RunDir:
 
     @classmethod
     def open(cls, path: str | Path, resume: bool) -> RunDir:
-        """Make the folder, or find the run to resume. Raises RecipeError where it holds a run, or none to resume."""
-        run = cls(path)
-        if resume and not run.state.exists():
-            raise RecipeError(f"{run.state}: there is no run to resume here: leave --resume out to start one.")
-        if not resume and run.path.exists() and any(run.path.iterdir()):
-            raise RecipeError(f"{run.path}: this folder is not empty: give --resume or another --log_dir.")
+        """Make the folder, or find the run to resume. Raises RecipeError as `find` does."""
+        run = cls.find(path, resume)
         try:
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RecipeError(f"{run.path}: cannot be made ({error.strerror}): give another --log_dir.") from error
+        return run
+
+    @classmethod
+    def find(cls, path: str | Path, resume: bool) -> RunDir:
+        """The folder, which need not exist yet, and is not made: bad data then leaves nothing behind.
+
+        Raises RecipeError where it is a file, holds a run though `resume` is not given, or holds none to resume.
+        """
+        run = cls(path)
+        if run.path.exists() and not run.path.is_dir():
+            raise RecipeError(f"{run.path}: this is a file: give a folder as --log_dir.")
+        # a run that was stopped in its first cycle has a recipe but no state yet: it is begun again
+        if resume and not (run.state.exists() or (run.path / RECIPE_FILE).exists()):
+            raise RecipeError(f"{run.path}: there is no run to resume here: leave --resume out to start one.")
+        if not resume and run.path.exists() and any(run.path.iterdir()):
+            raise RecipeError(f"{run.path}: this folder is not empty: give --resume or another --log_dir.")
         return run
 
     @property
@@ -81,16 +95,31 @@ class RunDir:
         return path
 
     def read_json(self, name: str, default: Any) -> Any:
-        """What LOG_DIR/<name> holds, or `default` where it is missing."""
+        """What LOG_DIR/<name> holds, or `default` where it is missing. Raises RecipeError for a damaged file."""
         path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+        except ValueError as error:
+            raise RecipeError(f"{path}: this is no JSON any more: give another --log_dir and start again.") from error
+
+
+def is_same_run(begun: dict[str, Any], recipe: TrainRecipe) -> bool:
+    """Whether `recipe` goes on with the run that was begun by TrainRecipe.to_dict() `begun`.
+
+    The number of cycles may differ, so that a finished run can be given more, and the folder may have been moved.
+    """
+    free = {"num_cycles": recipe.num_cycles, "log_dir": recipe.log_dir}
+    return {**begun, **free} == recipe.to_dict()
 
 
 def describe_run(run: RunDir, recipe: TrainRecipe, data_dir: str) -> None:
-    """Write recipe.json: what is needed to do the run again."""
+    """Write recipe.json: what is needed to do the run again. Raises RecipeError where it holds another recipe's run."""
+    begun = run.read_json(RECIPE_FILE, None)
+    if begun is not None and not is_same_run(begun["recipe"], recipe):
+        raise RecipeError(f"{run.path}: this run was begun with another recipe: resume it with that one.")
     packages = ("torch", "numpy", "scipy", "scikit-image", "opencv-python", "imgaug")
     run.write_json(
-        "recipe.json",
+        RECIPE_FILE,
         {
             "recipe": recipe.to_dict(),
             "command": sys.argv,
