@@ -33,7 +33,9 @@ def noisy_maps(seed, shape=(90, 110), sparse=0.0):
     rng = np.random.default_rng(seed)
     fields = [ndimage.gaussian_filter(rng.standard_normal(shape), sigma) for sigma in (4, 3, 3)]
     prob, h_map, v_map = (field / field.std() for field in fields)
-    return RawMaps((0.5 + 0.3 * (prob - sparse)).clip(0, 1).astype(np.float32), np.dstack([h_map, v_map]).astype(np.float32))
+    return RawMaps(
+        (0.5 + 0.3 * (prob - sparse)).clip(0, 1).astype(np.float32), np.dstack([h_map, v_map]).astype(np.float32)
+    )
 
 
 def whole_tile_reference(raw):
@@ -169,5 +171,5 @@ def test_a_nucleus_too_thin_for_a_marker_is_kept_by_the_local_variant():
 
 
 def test_unknown_variant_is_named():
-    with pytest.raises(RecipeError, match="'otsu'.*local, hovernet"):
+    with pytest.raises(RecipeError, match=r"'otsu'.*local, hovernet"):
         segment(RawMaps(np.zeros((4, 4), np.float32), np.zeros((4, 4, 2), np.float32)), "otsu")

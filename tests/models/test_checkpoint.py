@@ -1,0 +1,229 @@
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hovernet_cyclic.core.errors import CheckpointError
+from hovernet_cyclic.core.types import Checkpoint
+from models.checkpoint import FORMAT_VERSION, load_checkpoint, load_network, save_checkpoint
+from models.encoder import Encoder
+from models.hovernet.net_desc import HoVerNet
+
+RECIPE = {"name": "test", "net": {"mode": "small", "nr_types": None}, "data": {"type_names": []}}
+
+
+def checkpoint(**entries):
+    return Checkpoint(
+        **{"format_version": FORMAT_VERSION, "recipe": RECIPE, "cycle": 1, "stage": "done", "step": 7, **entries}
+    )
+
+
+def same_weights(first, second):
+    assert list(first) == list(second)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+@pytest.fixture(scope="module")
+def small():
+    torch.manual_seed(1)
+    return HoVerNet("small", 4)
+
+
+@pytest.fixture
+def saved(tmp_path, small):
+    path = tmp_path / "net.tar"
+    save_checkpoint(path, checkpoint(teacher=small.state_dict(), rng={"torch": torch.get_rng_state(), "best": 0.5}))
+    return path
+
+
+def test_a_checkpoint_comes_back(saved, small):
+    loaded = load_checkpoint(saved)
+    assert (loaded.recipe, loaded.cycle, loaded.stage, loaded.step) == (RECIPE, 1, "done", 7)
+    assert loaded.student is None and loaded.rng["best"] == 0.5
+    same_weights(loaded.teacher, small.state_dict())
+
+
+def test_an_optimiser_comes_back(tmp_path, small):
+    net = HoVerNet("small")
+    optimiser = torch.optim.AdamW(net.parameters())
+    net(torch.rand(1, 3, 72, 72)).np.mean().backward()
+    optimiser.step()
+    save_checkpoint(tmp_path / "state.tar", checkpoint(optimisers={"student": optimiser.state_dict()}))
+    optimiser.load_state_dict(load_checkpoint(tmp_path / "state.tar").optimisers["student"])
+
+
+def test_nothing_but_the_checkpoint_is_left_behind(saved):
+    assert [path.name for path in saved.parent.iterdir()] == ["net.tar"]
+
+
+def test_a_failed_save_keeps_the_old_file(saved, monkeypatch):
+    before = saved.read_bytes()
+
+    def fail(content, path):
+        Path(path).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(CheckpointError, match=r"net\.tar.*No space left"):
+        save_checkpoint(saved, checkpoint())
+    assert saved.read_bytes() == before
+    assert len(list(saved.parent.iterdir())) == 1
+
+
+def test_only_tensors_and_plain_values_are_saved(tmp_path):
+    with pytest.raises(CheckpointError, match=r"rng\.numpy is a ndarray"):
+        save_checkpoint(tmp_path / "net.tar", checkpoint(rng={"numpy": np.zeros(3)}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_our_network_is_the_teacher_in_eval_mode(tmp_path, small):
+    other = HoVerNet("small", 4)
+    save_checkpoint(tmp_path / "a.tar", checkpoint(teacher=small.state_dict(), student=other.state_dict()))
+    loaded = load_network(tmp_path / "a.tar")
+    assert (loaded.mode, loaded.nr_types, loaded.recipe) == ("small", 4, RECIPE)
+    assert not loaded.net.training
+    same_weights(loaded.net.state_dict(), small.state_dict())
+
+
+def test_without_a_teacher_it_is_the_student(tmp_path, small):
+    save_checkpoint(tmp_path / "a.tar", checkpoint(student=small.state_dict()))
+    same_weights(load_network(tmp_path / "a.tar").net.state_dict(), small.state_dict())
+
+
+@pytest.mark.parametrize(("mode", "nr_types"), [("original", 6), ("fast", None), ("fast", 5)])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_hover_net_weights_are_recognised_by_their_content(tmp_path, mode, nr_types, prefix):
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in HoVerNet(mode, nr_types).state_dict().items()}
+    one = torch.full((), 0.25)  # one number seen through every shape: the file stays small
+    weights = {prefix + name: one.expand(shape) for name, shape in shapes.items() if not name.endswith("tracked")}
+    torch.save({"desc": weights, "epoch": np.int64(50), "lr": np.float64(1e-4)}, tmp_path / "net.tar")
+    loaded = load_network(tmp_path / "net.tar")
+    assert (loaded.mode, loaded.nr_types, loaded.recipe) == (mode, nr_types, None)
+    assert float(loaded.net.decoder["np"].u0.conv.bias.detach()[1]) == 0.25
+    assert not loaded.net.training
+
+
+def test_a_plain_state_dict_is_recognised(tmp_path, small):
+    torch.save(small.state_dict(), tmp_path / "plain.pth")
+    same_weights(load_network(tmp_path / "plain.pth").net.state_dict(), small.state_dict())
+
+
+def test_for_other_types_only_the_type_branch_starts_anew(saved, small):
+    loaded = load_network(saved, nr_types=7)
+    assert loaded.nr_types == loaded.net.nr_types == 7
+    mine = small.state_dict()
+    for name, value in loaded.net.state_dict().items():
+        assert name.startswith("decoder.tp.") or torch.equal(value, mine[name])
+    assert loaded.net.decoder["tp"].head.weight.shape[0] == 4 * 7
+
+
+def test_types_can_be_added_to_a_network_without(tmp_path):
+    net = HoVerNet("small")
+    torch.save(net.state_dict(), tmp_path / "plain.tar")
+    loaded = load_network(tmp_path / "plain.tar", nr_types=3)
+    assert loaded.nr_types == 3
+    assert torch.equal(loaded.net.stem.conv.weight, net.stem.conv.weight)
+
+
+def one_sentence(error, path):
+    text = str(error.value)
+    assert text.startswith(f"{path}: ") and text.endswith(".") and "\n" not in text and len(text) < 400
+    return text
+
+
+def test_missing_file(tmp_path):
+    for load in (load_checkpoint, load_network):
+        with pytest.raises(CheckpointError) as error:
+            load(tmp_path / "none.tar")
+        assert "no such file" in one_sentence(error, tmp_path / "none.tar")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.999])
+def test_torn_file(saved, share):
+    whole = saved.read_bytes()
+    saved.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(CheckpointError) as error:
+        load_network(saved)
+    assert "torn" in one_sentence(error, saved)
+
+
+def test_a_file_that_is_no_checkpoint(tmp_path):
+    path = tmp_path / "notes.tar"
+    path.write_text("not a network at all\n" * 40)
+    with pytest.raises(CheckpointError) as error:
+        load_network(path)
+    one_sentence(error, path)
+    torch.save(torch.zeros(3), path)
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(path)
+    one_sentence(error, path)
+
+
+class Intruder:
+    def __reduce__(self):
+        return os.mkdir, ("intruder",)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+@pytest.mark.filterwarnings("ignore")
+def test_code_in_a_file_is_not_run(tmp_path, monkeypatch, write):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "evil.tar"
+    write({"desc": Intruder()}, path)
+    with pytest.raises(CheckpointError) as error:
+        load_network(path)
+    one_sentence(error, path)
+    assert not (tmp_path / "intruder").exists()
+
+
+def test_newer_format(tmp_path):
+    path = tmp_path / "net.tar"
+    save_checkpoint(path, checkpoint(format_version=FORMAT_VERSION + 1))
+    for load in (load_checkpoint, load_network):
+        with pytest.raises(CheckpointError) as error:
+            load(path)
+        assert f"format {FORMAT_VERSION + 1}" in one_sentence(error, path)
+
+
+def test_a_checkpoint_of_ours_without_a_network(tmp_path):
+    path = tmp_path / "net.tar"
+    save_checkpoint(path, checkpoint(classifier=Encoder("small").state_dict()))
+    with pytest.raises(CheckpointError) as error:
+        load_network(path)
+    assert "no HoVer-Net yet" in one_sentence(error, path)
+
+
+def test_entries_that_are_missing_or_unknown(tmp_path):
+    path = tmp_path / "net.tar"
+    torch.save({"format": "hovernet-cyclic", "format_version": 1, "surprise": 1}, path)
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(path)
+    one_sentence(error, path)
+
+
+@pytest.mark.parametrize(
+    ("weights", "reason"),
+    [
+        (lambda own: {"fc.weight": torch.zeros(2)}, "not the weights of a HoVer-Net"),
+        (lambda own: {name: value for name, value in own.items() if not name.startswith("e1.")}, r"lacks 'e1\."),
+        (lambda own: {**own, "extra.weight": torch.zeros(1)}, "unknown 'extra.weight'"),
+        (lambda own: {**own, "stem.conv.weight": torch.zeros(8, 3, 3, 3)}, "another shape"),
+    ],
+)
+def test_weights_of_another_network(tmp_path, small, weights, reason):
+    path = tmp_path / "net.tar"
+    torch.save({"desc": weights(small.state_dict())}, path)
+    with pytest.raises(CheckpointError, match=reason) as error:
+        load_network(path)
+    one_sentence(error, path)
+
+
+def test_another_format_is_not_our_checkpoint(tmp_path, small):
+    torch.save({"desc": small.state_dict()}, tmp_path / "net.tar")
+    with pytest.raises(CheckpointError, match="not a checkpoint of hovernet-cyclic"):
+        load_checkpoint(tmp_path / "net.tar")
