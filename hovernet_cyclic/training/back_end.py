@@ -13,7 +13,7 @@ from dataloader.train_loader import TileBatch, TileSampler, prefetch
 from hovernet_cyclic.core.settings import BackEndSettings
 from hovernet_cyclic.core.types import HoVerTargets
 from hovernet_cyclic.training.devices import Device
-from hovernet_cyclic.training.run_dir import StageLog
+from hovernet_cyclic.training.run_dir import Stage
 from models.ema import EmaTeacher
 from models.hovernet.losses import bce, consistency, dice, mse, msge
 from models.hovernet.net_desc import HoVerNet, HoVerOutput
@@ -21,13 +21,11 @@ from models.hovernet.net_desc import HoVerNet, HoVerOutput
 
 def train_back_end(
     student: HoVerNet,
-    teacher: EmaTeacher,
+    teacher: EmaTeacher[HoVerNet],
     sampler: TileSampler,
     steps: range,
     settings: BackEndSettings,
-    device: Device,
-    log: StageLog,
-    name: str,
+    stage: Stage,
 ) -> None:
     """Train `student` in place for `steps` (numbers of the whole run), and let `teacher` follow."""
     optimiser = torch.optim.AdamW(student.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
@@ -36,22 +34,22 @@ def train_back_end(
     )
     student.train()
     batches = prefetch(sampler.batch, steps)
-    for step, batch in zip(steps, log.steps(batches, len(steps), name, settings.batch_size), strict=True):
-        parts = back_end_loss(student, teacher, batch, settings, device)
+    for step, batch in zip(steps, stage.steps(batches, len(steps), settings.batch_size), strict=True):
+        parts = back_end_loss(student, teacher, batch, settings, stage.device)
         loss = torch.stack(list(parts.values())).sum()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
         teacher.update(student)
-        log.loss("back_end", step, {key: float(value.detach()) for key, value in parts.items()})
+        stage.log.loss("back_end", step, {key: float(value.detach()) for key, value in parts.items()})
     student.eval()
 
 
 def back_end_loss(
-    student: HoVerNet, teacher: EmaTeacher, batch: TileBatch, settings: BackEndSettings, device: Device
+    student: HoVerNet, teacher: EmaTeacher[HoVerNet], batch: TileBatch, settings: BackEndSettings, device: Device
 ) -> dict[str, torch.Tensor]:
-    """Scalars: 'np_bce', 'np_dice' on trusted pixels; 'hv_mse', 'hv_msge' on trusted nuclei; 'consistency' elsewhere."""
+    """Scalars: 'np_bce', 'np_dice' on trusted pixels, 'hv_mse', 'hv_msge' on trusted nuclei, and 'consistency'."""
     np_map, hv_map, trusted = stack_targets(batch.targets, device)
     with device.autocast():
         output = student(device.images(batch.images))

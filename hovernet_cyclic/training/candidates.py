@@ -55,7 +55,7 @@ def find_candidates(
     score: float32 (H, W), higher where a nucleus is likelier, in any unit (stain density or probability).
     evidence: float32 (H, W), the front end's logits. mpp: um/px of both.
     """
-    smooth = cv2.GaussianBlur(score, (0, 0), settings.blur_um / mpp)
+    smooth = np.asarray(cv2.GaussianBlur(score, (0, 0), settings.blur_um / mpp), np.float32)
     judge = _Judge(smooth, evidence, mpp, settings)
     low, high = np.quantile(smooth, [settings.lowest_quantile, settings.highest_quantile])
     regions = _grow_tree(smooth, np.linspace(low, high, settings.levels), judge)

@@ -105,7 +105,7 @@ def teach_classifier(work: Work, cycle: int) -> None:
     steps = range(begin, begin + (settings.steps_first if cycle == 1 else settings.steps_later))
     sampler = PatchSampler(work.source, work.train_patches, settings.batch_size, work.recipe.seed)
     classifier = work.networks.classifier
-    train_front_end(classifier, sampler, steps, settings, work.device, work.log, f"cycle {cycle} front end")
+    train_front_end(classifier, sampler, steps, settings, work.log.stage(f"cycle {cycle} front end", work.device))
     accuracy = patch_accuracy(classifier, work.source, work.held_patches, work.device)
     work.log.say(f"cycle {cycle}: the classifier is right on {accuracy:.1%} of the held-out patches (balanced)")
 
@@ -149,16 +149,8 @@ def teach_student(work: Work, cycle: int, part: int) -> None:
     negatives = [i for i in work.train_patches if work.source.patch_labels[i, 0] == 0]
     sampler = TileSampler(tiles, (work.source, negatives), shapes, settings, recipe.seed)
     networks = work.networks
-    train_back_end(
-        networks.student,
-        networks.teacher,
-        sampler,
-        range(begin, begin + length),
-        settings,
-        work.device,
-        work.log,
-        f"cycle {cycle} back end {part + 1}/{settings.widen_rounds + 1}",
-    )
+    stage = work.log.stage(f"cycle {cycle} back end {part + 1}/{settings.widen_rounds + 1}", work.device)
+    train_back_end(networks.student, networks.teacher, sampler, range(begin, begin + length), settings, stage)
 
 
 def show_cycle(work: Work, cycle: int, activations: list[ActivationMap]) -> None:

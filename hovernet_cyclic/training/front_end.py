@@ -18,7 +18,7 @@ from dataloader.train_loader import prefetch
 from hovernet_cyclic.core.settings import FrontEndSettings
 from hovernet_cyclic.core.types import ActivationMap, ImageTile, TileSource
 from hovernet_cyclic.training.devices import Device
-from hovernet_cyclic.training.run_dir import StageLog
+from hovernet_cyclic.training.run_dir import Stage
 from models.classifier.cam import activation_map
 from models.classifier.net_desc import Classifier, ClassifierOutput
 
@@ -31,9 +31,7 @@ def train_front_end(
     sampler: PatchSampler,
     steps: range,
     settings: FrontEndSettings,
-    device: Device,
-    log: StageLog,
-    name: str,
+    stage: Stage,
 ) -> None:
     """Train `classifier` in place for `steps` (numbers of the whole run: each draws its own batch)."""
     optimiser = torch.optim.AdamW(classifier.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
@@ -42,16 +40,16 @@ def train_front_end(
     )
     classifier.train()
     batches = prefetch(sampler.batch, steps)
-    for step, batch in zip(steps, log.steps(batches, len(steps), name, settings.batch_size), strict=True):
-        with device.autocast():
-            output = classifier(device.images(batch.images))
-        parts = front_end_loss(output, batch, settings, device)
+    for step, batch in zip(steps, stage.steps(batches, len(steps), settings.batch_size), strict=True):
+        with stage.device.autocast():
+            output = classifier(stage.device.images(batch.images))
+        parts = front_end_loss(output, batch, settings, stage.device)
         loss = torch.stack(list(parts.values())).sum()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
-        log.loss("front_end", step, {key: float(value.detach()) for key, value in parts.items()})
+        stage.log.loss("front_end", step, {key: float(value.detach()) for key, value in parts.items()})
     classifier.eval()
 
 
@@ -65,7 +63,7 @@ def front_end_loss(
     positive = labels[:, 0] > 0
     for evidence in output.evidence:
         logits = evidence[:, 0].float().flatten(1)
-        shrunk = F.adaptive_avg_pool2d(stain[:, None], evidence.shape[-2:])[:, 0].flatten(1)
+        shrunk = F.interpolate(stain[:, None], size=evidence.shape[-2:], mode="area")[:, 0].flatten(1)
         terms = _evidence_terms(logits, shrunk, positive, settings)
         parts = {**parts, **{key: parts.get(key, torch.zeros(())) + value for key, value in terms.items()}}
     return parts

@@ -30,7 +30,7 @@ class Networks:
 
     classifier: Classifier
     student: HoVerNet
-    teacher: EmaTeacher
+    teacher: EmaTeacher[HoVerNet]
     cycles_done: int = 0
     best_cycle: int = 0
     best_score: float = -math.inf

@@ -58,7 +58,7 @@ def logit(probability: Float32Array) -> Float32Array:
 
 
 def _doubtful(stain: Float32Array, evidence: Float32Array, mpp: float, settings: PseudoMaskSettings) -> BoolArray:
-    smooth = cv2.GaussianBlur(stain, (0, 0), 0.375 / mpp)
+    smooth = np.asarray(cv2.GaussianBlur(stain, (0, 0), 0.375 / mpp), np.float32)
     dark = smooth > np.quantile(smooth, settings.dark_quantile)
     return np.asarray(dark & (evidence > settings.faint_evidence), dtype=np.bool_)
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from hovernet_cyclic import __version__
 from hovernet_cyclic.core.errors import RecipeError
 from hovernet_cyclic.core.settings import TrainRecipe
+from hovernet_cyclic.training.devices import Device
 
 RECIPE_FILE = "recipe.json"
 
@@ -143,7 +145,11 @@ class StageLog:
         self._quiet = quiet
         self.losses: list[float] = []
 
-    def steps(self, items: Sequence[Any] | Iterator[Any], total: int, name: str, images: int) -> Iterator[Any]:
+    def stage(self, name: str, device: Device) -> Stage:
+        """What a training loop is told of where it runs. name: such as 'cycle 1 back end'."""
+        return Stage(name, device, self)
+
+    def steps(self, items: Iterator[Any], total: int, name: str, images: int) -> Iterator[Any]:
         """Pass `items` on under a bar. name: such as 'cycle 1 back end'. images: seen per step."""
         bar = tqdm(items, total=total, desc=name, unit="step", disable=self._quiet, mininterval=1.0, dynamic_ncols=True)
         for item in bar:
@@ -165,3 +171,16 @@ class StageLog:
     def close(self) -> None:
         """Write what TensorBoard still holds back."""
         self._writer.close()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where a training loop runs and whom it reports to."""
+
+    name: str
+    device: Device
+    log: StageLog
+
+    def steps(self, items: Iterator[Any], total: int, images: int) -> Iterator[Any]:
+        """Pass `items` on under this stage's bar. images: seen per step."""
+        return self.log.steps(items, total, self.name, images)

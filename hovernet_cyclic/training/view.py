@@ -57,7 +57,7 @@ def _tile_row(source: TileSource, index: int, folder: Path | None, seed: int) ->
         return [image, augment_colour(image, rng)]
     mask = load_pseudo_mask(folder, tile.tile_id)
     turned = augment_geometry(LabelledTile(image, mask.inst_map[window], mask.trusted[window]), rng)
-    targets = hover_targets(turned.inst_map, image.shape[:2], trusted=turned.trusted)
+    targets = hover_targets(turned.inst_map, (image.shape[0], image.shape[1]), trusted=turned.trusted)
     taught = shade(outline(turned.image, turned.inst_map), ~turned.trusted)
     return [augment_colour(turned.image, rng), taught, *(_signed(targets.hv_map[..., i]) for i in range(2))]
 

@@ -42,9 +42,11 @@ class Classifier(Encoder):
         self.patch_head = nn.Conv2d(self.channels[-1], nr_classes, 1)
         self.evidence_strides = tuple(stride for stride in self.strides if stride in EVIDENCE_STRIDES)
         levels = [self.strides.index(stride) for stride in self.evidence_strides]
-        self.evidence_heads = nn.ModuleList(nn.Conv2d(self.channels[level], nr_classes, 1) for level in levels)
-        for head in self.evidence_heads:
+        heads = [nn.Conv2d(self.channels[level], nr_classes, 1) for level in levels]
+        for head in heads:
+            assert head.bias is not None
             nn.init.constant_(head.bias, PRIOR_LOGIT)
+        self.evidence_heads = nn.ModuleList(heads)
         self._levels_read = levels
 
     def forward(self, images: Tensor) -> ClassifierOutput:
