@@ -1,7 +1,126 @@
-"""What all tests share."""
+"""Data and a run so small that every test can afford them."""
 
-from hypothesis import settings
+import dataclasses
+import shutil
 
-# A busy machine takes its time: how long an example takes says nothing about whether the code is right.
-settings.register_profile("patient", deadline=None)
-settings.load_profile("patient")
+import numpy as np
+import pytest
+
+PATCH, TILE = 48, 128  # sides, px
+
+
+@pytest.fixture(scope="session")
+def drawn_once(tmp_path_factory):
+    from dataloader.datasets.demo import DemoSizes, write_demo_data
+
+    folder = tmp_path_factory.mktemp("drawn") / "data"
+    write_demo_data(folder, seed=3, sizes=DemoSizes(16, 16, 2, 1, 1, PATCH, TILE))
+    return folder
+
+
+@pytest.fixture
+def own_data(drawn_once, tmp_path):
+    """A copy of the drawn data, in the layout of own folders, that the test may change."""
+    return shutil.copytree(drawn_once, tmp_path / "data")
+
+
+@pytest.fixture
+def bench_data(drawn_once, tmp_path):
+    """The same images as the benchmark lays them out, with label maps of the training images too."""
+    root = tmp_path / "bench"
+    tiles, labels = drawn_once / "tiles", drawn_once / "labels"
+    members = {"monuseg": {"m0": "train", "m1": "train", "m2": "valid", "m3": "test"}, "consep": {"c0": "train"}}
+    for source, names in members.items():
+        for kind in ("images", "labels"):
+            (root / source / kind).mkdir(parents=True)
+        for name in names:
+            tile = f"tile_0{int(name[1]) % 2}.png"
+            shutil.copy(tiles / tile, root / source / "images" / f"{name}.png")
+            shutil.copy(labels / tile, root / source / "labels" / f"{name}.png")
+        rows = [f"{name},{split}" for name, split in names.items()]
+        (root / source / "splits.csv").write_text("\n".join(["name,split", *rows]) + "\n")
+    rows = [
+        f"{source},{name},{PATCH},{y},{y},{label},tissue"
+        for source, name in (("monuseg", "m0"), ("monuseg", "m1"), ("consep", "c0"))
+        for y, label in ((0, "positive"), (40, "positive"), (72, "negative"))
+    ]
+    (root / "patch_labels.csv").write_text("\n".join(["source,name,size,y,x,label,content", *rows]) + "\n")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """recipe -> the same recipe with as little work as can be: two steps a stage, tiny batches and patches."""
+
+    def shrunk(recipe, **changes):
+        output = {"small": 64, "fast": 4, "original": 8}[recipe.net.mode]
+        front_end = dataclasses.replace(recipe.front_end, steps_first=2, steps_later=2, batch_size=4)
+        back_end = dataclasses.replace(
+            recipe.back_end, steps=2, batch_size=2, negatives_per_batch=1, patch_shape=(output, output)
+        )
+        return dataclasses.replace(recipe, front_end=front_end, back_end=back_end, num_cycles=2, **changes)
+
+    return shrunk
+
+
+@pytest.fixture(scope="session")
+def cpu():
+    """The CPU in float32 with one thread: sums are then added in one order, so that runs can be compared exactly."""
+    import torch
+
+    from hovernet_cyclic.training.devices import Device
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield Device(torch.device("cpu"), torch.float32)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def train(tiny, cpu):
+    """train(data_dir, log_dir, reader='folder', resume=False, **changes of the tiny recipe) -> RunDir of the run."""
+    from config import RECIPES
+    from dataloader.datasets import open_source
+    from hovernet_cyclic.training.cyclic import run_cycles
+    from hovernet_cyclic.training.run_dir import RunDir
+
+    def trained(data_dir, log_dir, reader="folder", resume=False, **changes):
+        recipe = dataclasses.replace(tiny(RECIPES[reader]()), **changes)
+        run = RunDir.open(log_dir, resume)
+        run_cycles(recipe, open_source(recipe.data, str(data_dir)).train, run, cpu, quiet=True)
+        return run
+
+    return trained
+
+
+@pytest.fixture(scope="session")
+def finished(train, drawn_once, tmp_path_factory):
+    """The RunDir of two cycles on the drawn data: to be read, not changed."""
+    return train(drawn_once, tmp_path_factory.mktemp("run") / "run")
+
+
+@pytest.fixture(scope="session")
+def product():
+    """RunDir -> {name: array} of all that a run made: weights of every network, pseudo masks, scores, what was kept."""
+    from models.checkpoint import load_checkpoint
+
+    def flat(value, name):
+        if isinstance(value, dict):
+            return {k: v for key, item in value.items() for k, v in flat(item, f"{name}.{key}").items()}
+        return {name: np.asarray(value)}
+
+    def product_of(run):
+        arrays = {}
+        for path in sorted(run.path.rglob("*.tar")):
+            stored = load_checkpoint(path)
+            for part in ("classifier", "student", "teacher", "rng"):
+                weights = getattr(stored, part) or {}
+                arrays |= flat(weights, f"{path.relative_to(run.path)}:{part}")
+        for path in sorted(run.path.rglob("*.npz")):
+            with np.load(path) as mask:
+                arrays |= {f"{path.relative_to(run.path)}:{key}": mask[key] for key in mask.files}
+        for row in run.read_json("cycles.json", []):
+            arrays |= {f"cycle {row['cycle']}:{key}": np.asarray(row[key]) for key in ("balanced", "kept", "reason")}
+        return arrays
+
+    return product_of

@@ -1,0 +1,190 @@
+"""Whole runs: no drawn mask is opened or felt, stopping and going on changes nothing."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from hovernet_cyclic.core.errors import CheckpointError, DatasetError
+from hovernet_cyclic.training import cyclic
+
+REPOSITORY = Path(__file__).parents[3]
+
+# Installed before anything is imported: what Python opens or lists from then on, in this process.
+AUDITED = """
+import dataclasses, json, os, sys
+seen = []
+names = ("open", "os.listdir", "os.scandir")
+sys.addaudithook(lambda event, args: seen.append(str(args[0])) if event in names else None)
+
+import config, run_train
+
+def opened_labels(data_dir):
+    paths = [os.path.relpath(path, data_dir).split(os.sep) for path in seen if path.startswith(data_dir)]
+    assert any(path[-1].endswith(".png") for path in paths), "the hook saw no image opened: it proves nothing"
+    return ["/".join(path) for path in paths if "labels" in path]
+
+def run(recipe, data_dir, log_dir, cycles, *options):
+    small = config.RECIPES[recipe]()
+    front_end = dataclasses.replace(small.front_end, steps_first=2, steps_later=2, batch_size=4)
+    back_end = dataclasses.replace(small.back_end, steps=2, batch_size=2, patch_shape=(64, 64))
+    small = dataclasses.replace(small, front_end=front_end, back_end=back_end, num_cycles=cycles)
+    config.RECIPES["audited"] = lambda: small
+    seen.clear()
+    arguments = ["--recipe=audited", f"--data_dir={data_dir}", f"--log_dir={log_dir}", "--gpu=cpu", *options]
+    assert run_train.main(arguments) == 0
+    return opened_labels(data_dir)
+
+if __name__ == "__main__":
+    own, bench, logs = sys.argv[1:]
+    found = {"own": run("folder", own, logs + "/own", 2)}
+    found["bench"] = run("benchmark", bench, logs + "/bench", 1, "--no_scores")
+
+    # one planted line, in the middle of training
+    from hovernet_cyclic.training import cyclic
+    honest = cyclic.patch_accuracy
+    def dishonest(*arguments):
+        open(own + "/valid/labels/valid_00.png", "rb").close()
+        return honest(*arguments)
+    cyclic.patch_accuracy = dishonest
+    found["planted"] = run("folder", own, logs + "/planted", 1, "--no_scores")
+
+    seen.clear()
+    from dataloader.label_files import read_label_map
+    read_label_map(own + "/valid/labels/valid_00.png")
+    found["reader"] = [path for path in seen if "/labels/" in path]
+    print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def assert_same():
+    def same(one, other):
+        assert one.keys() == other.keys()
+        for name, values in one.items():
+            np.testing.assert_array_equal(values, other[name], err_msg=name)
+
+    return same
+
+
+def test_an_image_level_run_opens_no_label_file(own_data, bench_data, tmp_path):
+    script = tmp_path / "audited.py"
+    script.write_text(AUDITED)
+    command = [sys.executable, str(script), str(own_data), str(bench_data), str(tmp_path / "logs")]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["own"] == [] and found["bench"] == []
+    assert set(found["planted"]) == {"valid/labels/valid_00.png"}, "a run that opens one must be caught"
+    assert found["reader"], "the toolkit's own reader must be visible to the hook"
+    # the scores did come from the drawn masks: in a process of their own
+    scores = json.loads((tmp_path / "logs" / "own" / "scores.json").read_text())
+    assert set(scores) == {"valid", "test"} and set(scores["valid"]) == {"cycle 1", "cycle 2"}
+
+
+@pytest.mark.parametrize("fate", ["garbage", "deleted"])
+def test_drawn_masks_cannot_be_felt(fate, own_data, tmp_path, train, finished, product, assert_same):
+    """The second guard: OpenCV opens files unseen by an audit hook, but what is not there cannot help."""
+    spoil(own_data, fate)
+    assert_same(product(train(own_data, tmp_path / "run")), product(finished))
+
+
+def test_the_second_guard_sees_a_reader_that_the_hook_cannot(own_data, tmp_path, train, finished, product, monkeypatch):
+    honest = cyclic.tile_candidates
+
+    def dishonest(tile, *arguments):
+        label = cv2.imread(str(own_data / "labels" / f"{tile.tile_id}.png"), cv2.IMREAD_UNCHANGED)
+        found = honest(tile, *arguments)
+        for candidate in found.candidates:
+            x, y = candidate.contour[0, 0]
+            candidate.quality *= 2.0 if label is not None and label[y, x] else 1.0
+        return found
+
+    monkeypatch.setattr(cyclic, "tile_candidates", dishonest)
+    with_labels = product(train(own_data, tmp_path / "with", num_cycles=1))
+    spoil(own_data, "deleted")
+    without = product(train(own_data, tmp_path / "without", num_cycles=1))
+    assert any(not np.array_equal(with_labels[name], without[name]) for name in without if "pseudo_masks" in name)
+
+
+def spoil(data_dir, fate):
+    folders = [path for path in data_dir.rglob("labels") if path.is_dir()]
+    assert len(folders) == 3
+    for folder in folders:
+        if fate == "deleted":
+            shutil.rmtree(folder)
+        else:
+            for path in folder.iterdir():
+                path.write_bytes(b"never to be read")
+
+
+def test_the_folder_of_a_run_is_as_described(finished):
+    names = {str(path.relative_to(finished.path)) for path in finished.path.rglob("*") if path.is_file()}
+    expected = {"state.tar", "net.tar", "cycles.json"}
+    for cycle in (1, 2):
+        expected |= {f"cycle_{cycle}/{name}" for name in ("net.tar", "gallery.png")}
+        expected |= {f"cycle_{cycle}/pseudo_masks/tile_0{i}.npz" for i in range(2)}
+    curves = {name for name in names if name.startswith("tensorboard/")}
+    assert len(curves) == 1 and names - curves == expected
+    rows = finished.read_json("cycles.json", [])
+    assert [row["cycle"] for row in rows] == [1, 2] and rows[0]["kept"] is True
+    assert all(0 <= row[name] <= 1 for row in rows for name in ("recall", "specificity", "balanced"))
+
+
+def test_a_run_that_was_stopped_between_cycles_ends_as_if_it_had_not(
+    drawn_once, tmp_path, train, finished, product, assert_same
+):
+    train(drawn_once, tmp_path / "run", num_cycles=1)
+    assert_same(product(train(drawn_once, tmp_path / "run", resume=True)), product(finished))
+
+
+@pytest.mark.parametrize("stage", ["teach_student", "judge_cycle"])
+def test_a_run_that_was_stopped_within_a_cycle_ends_as_if_it_had_not(
+    stage, drawn_once, tmp_path, train, finished, product, assert_same, monkeypatch
+):
+    honest = getattr(cyclic, stage)
+
+    def interrupted(work, cycle, *arguments):
+        if cycle == 2:
+            raise KeyboardInterrupt
+        return honest(work, cycle, *arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(cyclic, stage, interrupted)
+        train(drawn_once, tmp_path / "run")
+    assert_same(product(train(drawn_once, tmp_path / "run", resume=True)), product(finished))
+
+
+def test_a_finished_run_that_is_resumed_has_nothing_left_to_do(finished, drawn_once, tmp_path, train, monkeypatch):
+    shutil.copytree(finished.path, tmp_path / "run")
+    (tmp_path / "run" / "net.tar").unlink()
+    monkeypatch.setattr(cyclic, "run_cycle", lambda *_: pytest.fail("a cycle was run again"))
+    assert train(drawn_once, tmp_path / "run", resume=True).net.exists()
+
+
+def test_a_run_is_not_resumed_with_another_recipe(finished, drawn_once, tmp_path, train):
+    shutil.copytree(finished.path, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"state\.tar.*another recipe"):
+        train(drawn_once, tmp_path / "run", resume=True, seed=11)
+
+
+def test_check_source_reads_every_file_that_training_will(own_data, tiny):
+    from config import RECIPES
+    from dataloader.datasets import open_source
+
+    recipe = tiny(RECIPES["folder"]())
+    source = open_source(recipe.data, str(own_data)).train
+    cyclic.check_source(recipe, source)
+    for victim in (own_data / "tiles" / "tile_01.png", next((own_data / "patches" / "negative").iterdir())):
+        whole = victim.read_bytes()
+        victim.write_bytes(whole[:-20])
+        with pytest.raises(DatasetError, match=victim.name):
+            cyclic.check_source(recipe, open_source(recipe.data, str(own_data)).train)
+        victim.write_bytes(whole)
