@@ -199,6 +199,7 @@ class TrainRecipe:
     def __post_init__(self) -> None:
         _one_of("supervision", self.supervision, SUPERVISIONS)
         _positive("num_cycles", self.num_cycles)
+        _check(0 <= self.seed < 2**32, f"seed is {self.seed}: give a whole number from 0 to 2^32 - 1.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only (dict, list, str, numbers, None): what a checkpoint stores."""
