@@ -98,18 +98,31 @@ def test_small_is_small_and_without_types_has_no_tp():
 
 
 def test_output_lies_at_the_centre_of_the_input():
-    """A black square in a white image changes the untrained small network's output round the same place."""
+    """With every weight positive the network only blurs: a bright spot comes out where it went in."""
+    net = HoVerNet("small").eval()
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.weight.fill_(1 / module.weight[0].numel())
+    images = torch.full((1, 3, 200, 232), 200.0)
+    marked = images.clone()
+    marked[..., 96:104, 140:148] = 255
+    with torch.inference_mode():
+        change = (net(marked).np - net(images).np)[0, 1]
+    rows, columns = torch.meshgrid(torch.arange(136.0), torch.arange(168.0), indexing="ij")
+    assert float((rows * change).sum() / change.sum()) == pytest.approx(99.5 - 32, abs=4)
+    assert float((columns * change).sum() / change.sum()) == pytest.approx(143.5 - 32, abs=4)
+
+
+def test_patches_that_overlap_agree_where_both_see_enough():
+    """Moving the input by the coarsest stride moves the output, but for what padding reaches."""
     torch.manual_seed(0)
     net = HoVerNet("small").eval()
-    images = torch.full((1, 3, 200, 232), 230.0)
-    marked = images.clone()
-    marked[..., 96:104, 140:148] = 0
+    images = torch.rand(1, 3, 264, 256) * 255
     with torch.inference_mode():
-        change = (net(marked).np - net(images).np).abs().sum(1)[0]
-    rows, columns = torch.meshgrid(torch.arange(136.0), torch.arange(168.0), indexing="ij")
-    weight = (change / change.max()) ** 4
-    assert float((rows * weight).sum() / weight.sum()) == pytest.approx(99.5 - 32, abs=4)
-    assert float((columns * weight).sum() / weight.sum()) == pytest.approx(143.5 - 32, abs=4)
+        first, second = net(images[:, :, :256]).np, net(images[:, :, 8:]).np
+    difference = (first[:, :, 8:] - second[:, :, :-8]).abs()
+    assert float(difference[:, :, 60:-60].max()) < 1e-4 < float(second.abs().max())
 
 
 def test_every_layer_of_small_learns():
@@ -117,6 +130,13 @@ def test_every_layer_of_small_learns():
     output = net(torch.rand(2, 3, 72, 72) * 255)
     sum(part.square().mean() for part in output).backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in net.parameters())
+
+
+def test_small_starts_without_a_checkerboard():
+    with torch.inference_mode():
+        hv = HoVerNet("small").eval()(torch.rand(1, 3, 72, 80) * 255).hv
+    blocks = hv.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
+    assert torch.equal(blocks.amax(4), blocks.amin(4)) and hv.std() > 0
 
 
 def test_softmax_maps_by_hand():
