@@ -27,13 +27,15 @@ TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".json", ".cfg"
 
 
 def tracked_files(root=ROOT):
-    """Files under version control; in an unpacked archive, all that do not lie in hidden folders."""
+    """Files under version control; in an unpacked archive, all but hidden folders and what runs leave behind."""
     git = shutil.which("git")
     listed = subprocess.run([git, "ls-files", "-z"], cwd=root, capture_output=True).stdout if git else b""
     names = [name for name in listed.decode().split("\0") if name]
     if not names:
         found = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
-        names = [str(path) for path in found if not any(part.startswith(".") for part in path.parent.parts)]
+        made = ("demo_out", "logs", "datasets")
+        plain = (path for path in found if path.parts[0] not in made)
+        names = [str(path) for path in plain if not any(part.startswith(".") for part in path.parent.parts)]
     return [root / name for name in sorted(names) if (root / name).is_file()]
 
 
