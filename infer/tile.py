@@ -1,0 +1,120 @@
+"""Tile mode: every image of a folder, at the network's scale, to one set of files each."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from dataloader.images import IMAGE_SUFFIXES, list_images, read_rgb
+from hovernet_cyclic.core.errors import DatasetError
+from hovernet_cyclic.core.types import Segmenter, UInt8Array
+from infer.finish import Finisher, Outcome, TileJob, failure_sentence, finish_all
+
+
+class Workers(NamedTuple):
+    """read: threads that read images ahead. finish: processes that post-process and write. 0: no extra one."""
+
+    read: int
+    finish: int
+
+
+NO_WORKERS = Workers(0, 0)
+
+
+class TileFiles(NamedTuple):
+    """What --input_dir names. images: sorted. left_out: other files in the folder, hidden ones not counted."""
+
+    images: list[Path]
+    left_out: list[Path]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did. done: tiles with results. nuclei: in all of them. failures: sentences. seconds: wall time."""
+
+    done: int
+    nuclei: int
+    failures: tuple[str, ...]
+    seconds: float
+
+
+def list_tiles(input_dir: str | Path) -> TileFiles:
+    """The image files of a folder, or the one file that is named (see IMAGE_SUFFIXES).
+
+    Raises DatasetError where there is none, or where two would get the same results' name.
+    """
+    given = Path(input_dir)
+    if given.is_file():
+        if given.suffix.lower() not in IMAGE_SUFFIXES:
+            raise DatasetError(f"{given} is no image: give one of {', '.join(IMAGE_SUFFIXES)}, or a folder of them.")
+        return TileFiles([given], [])
+    images = list_images(given)
+    by_name: dict[str, Path] = {}
+    for image in images:
+        other = by_name.setdefault(os.path.normcase(image.stem), image)
+        if other is not image:
+            raise DatasetError(f"{other} and {image} would get results of the same name: rename one of them.")
+    others = (p for p in given.iterdir() if p.is_file() and not p.name.startswith("."))
+    return TileFiles(images, sorted(set(others) - set(images)))
+
+
+def segment_folder(
+    segmenter: Segmenter, images: Sequence[Path], finisher: Finisher, workers: Workers = NO_WORKERS, quiet: bool = False
+) -> Summary:
+    """Segment image files and write their results; a file that cannot be processed is named and the others go on.
+
+    images: no two with the same stem. quiet: no progress bar. Of a file that failed no result is left, not even that of
+    an earlier run.
+    """
+    begin = time.monotonic()
+    outcomes = finish_all(_through_network(segmenter, images, workers.read), finisher, workers.finish)
+    nuclei, failures = 0, []
+    with tqdm(total=len(images), unit="tile", disable=quiet, dynamic_ncols=True, mininterval=_interval()) as bar:
+        for outcome in outcomes:
+            nuclei += outcome.nuclei
+            if outcome.failure is not None:
+                with contextlib.suppress(OSError):  # the disk's refusal is in the failure's own sentence
+                    finisher.outputs.discard(outcome.path.stem)
+                failures.append(outcome.failure)
+                bar.write(outcome.failure, file=sys.stderr)
+            bar.set_postfix_str(f"{nuclei} nuclei", refresh=False)
+            bar.update()
+    return Summary(len(images) - len(failures), nuclei, tuple(failures), time.monotonic() - begin)
+
+
+def _interval() -> float:
+    """Seconds between two states of the bar: a log file wants fewer of them than a person."""
+    return 0.1 if sys.stderr.isatty() else 10.0
+
+
+def _through_network(segmenter: Segmenter, images: Sequence[Path], readers: int) -> Iterator[TileJob | Outcome]:
+    for path, reading in _read_ahead(images, readers):
+        try:
+            image = reading.result()
+            yield TileJob(path, image, segmenter.raw_maps(image))
+        except Exception as error:  # one tile's fault, whatever it is, must not end the others
+            yield Outcome(path, failure=failure_sentence(path, error))
+
+
+def _read_ahead(images: Iterable[Path], readers: int) -> Iterator[tuple[Path, Future[UInt8Array]]]:
+    """The images in order, `readers` of them read ahead in as many threads."""
+    pool = ThreadPoolExecutor(max(readers, 1))
+    waiting: deque[tuple[Path, Future[UInt8Array]]] = deque()
+    try:
+        for path in images:
+            waiting.append((path, pool.submit(read_rgb, path)))
+            if len(waiting) > readers:
+                yield waiting.popleft()
+        yield from waiting
+    finally:
+        pool.shutdown(cancel_futures=True)

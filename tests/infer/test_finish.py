@@ -1,0 +1,101 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hovernet_cyclic.core.errors import DatasetError
+from hovernet_cyclic.core.types import RawMaps
+from infer.finish import Outcome, TileJob, failure_sentence, finish_all
+
+
+def job(name):
+    maps = RawMaps(np.zeros((4, 4), np.float32), np.zeros((4, 4, 2), np.float32))
+    return TileJob(Path(name), np.zeros((4, 4, 3), np.uint8), maps)
+
+
+class Fake:
+    """Finishes by name; an object of a class here can be sent to a new process."""
+
+    def __call__(self, tile_job):
+        name = tile_job.path.stem
+        if name == "kill":
+            os._exit(9)
+        if name == "bad":
+            raise DatasetError("bad.png is bad: mend it.")
+        if name == "odd":
+            raise KeyError("seven")
+        return int(name)
+
+
+@pytest.fixture(scope="module")
+def importable(tmp_path_factory):
+    """A module that a new process can import: this one's name is known to pytest alone."""
+    folder = tmp_path_factory.mktemp("module")
+    (folder / "fake_finish.py").write_text(
+        "import os\nfrom hovernet_cyclic.core.errors import DatasetError\n"
+        "class Fake:\n"
+        "    def __call__(self, tile_job):\n"
+        "        name = tile_job.path.stem\n"
+        "        if name == 'kill':\n            os._exit(9)\n"
+        "        if name == 'bad':\n            raise DatasetError('bad.png is bad: mend it.')\n"
+        "        if name == 'odd':\n            raise KeyError('seven')\n"
+        "        return int(name)\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        import fake_finish
+
+        yield fake_finish.Fake()
+
+
+NAMES = ["1.png", "bad.png", "2.png", "odd.png", "3.png"]
+
+
+def check(outcomes):
+    found = {outcome.path.name: outcome for outcome in outcomes}
+    assert len(found) == len(outcomes)
+    assert {name: found[name].nuclei for name in ("1.png", "2.png", "3.png")} == {"1.png": 1, "2.png": 2, "3.png": 3}
+    assert found["bad.png"].failure == "bad.png is bad: mend it."
+    assert found["odd.png"].failure.startswith("odd.png: it failed in an unexpected way (KeyError: 'seven')")
+    return found
+
+
+def test_one_bad_tile_does_not_end_the_others():
+    check(list(finish_all(map(job, NAMES), Fake(), 0)))
+
+
+def test_nor_in_processes_even_if_one_is_killed(importable):
+    outcomes = list(finish_all(map(job, ["kill.png", *NAMES]), importable, 2))
+    found = check(outcomes)
+    assert "was killed" in found["kill.png"].failure and found["kill.png"].failure.startswith("kill.png")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_failed_before_is_passed_on_and_jobs_are_asked_for_late(importable, workers):
+    asked = []
+
+    def jobs():
+        yield Outcome(Path("unread.png"), failure="unread.png is torn.")
+        for i in range(12):
+            asked.append(i)
+            yield job(f"{i}.png")
+
+    outcomes = finish_all(jobs(), importable if workers else Fake(), workers)
+    assert next(outcomes).failure == "unread.png is torn."
+    assert asked == []
+    for finished in range(12):
+        assert len(asked) - finished <= max(2 * workers, 1)
+        next(outcomes)
+    assert len(asked) == 12 and next(outcomes, None) is None
+
+
+def test_sentences_name_the_file_and_the_cure():
+    path = Path("dir/a.png")
+    out_of_memory = type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory")
+    for error in (MemoryError(), out_of_memory):
+        assert failure_sentence(path, error) == (
+            "dir/a.png: memory is too small for it: give a smaller --batch_size, or cut the image into smaller ones."
+        )
+    sentence = failure_sentence(path, OSError(28, "No space left on device"))
+    assert sentence.startswith("dir/a.png") and "No space left on device" in sentence
