@@ -73,9 +73,9 @@ def train(arguments: Mapping[str, Any], recipe: TrainRecipe) -> int:
     """Open the data, train, and score in a process of its own."""
     from dataloader.datasets import open_source
     from hovernet_cyclic.training.cyclic import check_source, run_cycles
-    from hovernet_cyclic.training.devices import choose_device
     from hovernet_cyclic.training.evaluate import score_in_own_process
     from hovernet_cyclic.training.run_dir import RunDir, describe_run
+    from models.devices import choose_device
 
     device = choose_device(arguments["--gpu"])
     RunDir.find(recipe.log_dir, arguments["--resume"])  # quick to refuse, before the data is drawn or read

@@ -33,11 +33,11 @@ from dataloader.datasets import open_source
 from hovernet_cyclic.core.comparison import SCORE_NAMES, score_pairs
 from hovernet_cyclic.core.settings import TrainRecipe
 from hovernet_cyclic.core.types import AnnotatedSource, Annotation
-from hovernet_cyclic.training.devices import choose_device
 from hovernet_cyclic.training.evaluate import score_source, score_table
 from hovernet_cyclic.training.run_dir import RunDir
 from infer.base import NetworkSegmenter
 from models.checkpoint import load_network
+from models.devices import choose_device
 
 
 def main() -> int:

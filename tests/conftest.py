@@ -73,7 +73,7 @@ def cpu():
     """The CPU in float32 with one thread: sums are then added in one order, so that runs can be compared exactly."""
     import torch
 
-    from hovernet_cyclic.training.devices import Device
+    from models.devices import Device
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -12,8 +12,8 @@ import torch
 from dataloader.train_loader import TileBatch, TileSampler, prefetch
 from hovernet_cyclic.core.settings import BackEndSettings
 from hovernet_cyclic.core.types import HoVerTargets
-from hovernet_cyclic.training.devices import Device
 from hovernet_cyclic.training.run_dir import Stage
+from models.devices import Device
 from models.ema import EmaTeacher
 from models.hovernet.losses import bce, consistency, dice, mse, msge
 from models.hovernet.net_desc import HoVerNet, HoVerOutput

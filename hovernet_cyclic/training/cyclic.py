@@ -20,7 +20,7 @@ from dataloader.train_loader import TileSampler
 from hovernet_cyclic.core.settings import TrainRecipe
 from hovernet_cyclic.core.types import ActivationMap, ImageTile, TileSource
 from hovernet_cyclic.training.back_end import train_back_end
-from hovernet_cyclic.training.devices import Device, seed_everything
+from hovernet_cyclic.training.devices import seed_everything
 from hovernet_cyclic.training.front_end import patch_accuracy, read_activation, train_front_end
 from hovernet_cyclic.training.gallery import write_gallery
 from hovernet_cyclic.training.networks import Networks
@@ -28,6 +28,7 @@ from hovernet_cyclic.training.patch_score import score_on_patches
 from hovernet_cyclic.training.pseudo_masks import TileCandidates, make_pseudo_masks, tile_candidates
 from hovernet_cyclic.training.run_dir import RunDir, StageLog
 from infer.base import NetworkSegmenter
+from models.devices import Device
 from models.encoder import copy_encoder
 from models.hovernet.net_desc import input_shape
 

@@ -17,10 +17,10 @@ from dataloader.classifier_loader import PatchBatch, PatchSampler, fit_to_shape
 from dataloader.train_loader import prefetch
 from hovernet_cyclic.core.settings import FrontEndSettings
 from hovernet_cyclic.core.types import ActivationMap, ImageTile, TileSource
-from hovernet_cyclic.training.devices import Device
 from hovernet_cyclic.training.run_dir import Stage
 from models.classifier.cam import activation_map
 from models.classifier.net_desc import Classifier, ClassifierOutput
+from models.devices import Device
 
 HARD_NEGATIVES = 0.05  # the share of a negative patch's pixels that is asked again, the most evident ones
 SURE_POSITIVES = 0.03  # the share of a positive patch's pixels that must be evident together

@@ -13,11 +13,11 @@ import torch
 from hovernet_cyclic.core.errors import CheckpointError
 from hovernet_cyclic.core.settings import TrainRecipe
 from hovernet_cyclic.core.types import Checkpoint
-from hovernet_cyclic.training.devices import Device
 from hovernet_cyclic.training.run_dir import is_same_run
 from infer.base import NetworkSegmenter
 from models.checkpoint import FORMAT_VERSION, load_checkpoint, save_checkpoint
 from models.classifier.net_desc import Classifier
+from models.devices import Device
 from models.ema import EmaTeacher
 from models.hovernet.net_desc import HoVerNet
 

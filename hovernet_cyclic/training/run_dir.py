@@ -26,7 +26,7 @@ from tqdm import tqdm
 from hovernet_cyclic import __version__
 from hovernet_cyclic.core.errors import RecipeError
 from hovernet_cyclic.core.settings import TrainRecipe
-from hovernet_cyclic.training.devices import Device
+from models.devices import Device
 
 RECIPE_FILE = "recipe.json"
 

@@ -1,0 +1,82 @@
+"""Which device a network runs on, at which precision, and how arrays reach it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hovernet_cyclic.core.errors import RecipeError
+from hovernet_cyclic.core.types import Float32Array
+
+NetworkT = TypeVar("NetworkT", bound=torch.nn.Module)
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A torch device and the precision of the network's arithmetic on it (float32 or bfloat16; sums stay float32)."""
+
+    torch_device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Run the network in `dtype` inside this context."""
+        return torch.autocast(self.torch_device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def images(self, images: Float32Array) -> torch.Tensor:
+        """float32 (B, h, w, 3) -> float32 (B, 3, h, w) on the device, channels last in memory."""
+        tensor = torch.from_numpy(images).to(self.torch_device).permute(0, 3, 1, 2)
+        return tensor.contiguous(memory_format=torch.channels_last)
+
+    def place(self, network: NetworkT) -> NetworkT:
+        """The network on the device, channels last in memory."""
+        placed: NetworkT = network.to(self.torch_device)
+        placed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return placed
+
+    def tensor(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        """The array on the device, dtype kept."""
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.torch_device)
+
+
+def choose_device(gpu: str | None, precision: str = "auto") -> Device:
+    """The device of `--gpu` at the precision of `--precision`.
+
+    gpu: None (the first GPU if there is one, else the CPU), 'cpu', or a comma list of ids, of which the first is taken.
+    precision: 'fp32', 'bf16', or 'auto': bf16 where the device multiplies it itself. Raises RecipeError for others.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpu is None:
+        gpu = "0" if count else "cpu"
+    if gpu == "cpu":
+        return Device(torch.device("cpu"), _dtype(precision, _cpu_has_bfloat16()))
+    ids = gpu.split(",")
+    # isdecimal alone would let numerals of other scripts pass.
+    if not all(name.isascii() and name.isdecimal() for name in ids):
+        raise RecipeError(f"--gpu={gpu}: give numbers such as 0 or 0,1, or cpu.")
+    if count == 0:
+        raise RecipeError(f"--gpu={gpu}: this machine has no GPU that torch can use: give --gpu=cpu.")
+    if max(map(int, ids)) >= count:
+        raise RecipeError(f"--gpu={gpu}: this machine has {count} GPUs: use ids below {count}, or --gpu=cpu.")
+    if len(ids) > 1:
+        print(f"--gpu={gpu}: this version uses one device, and takes {ids[0]}.")
+    return Device(torch.device("cuda", int(ids[0])), _dtype(precision, torch.cuda.is_bf16_supported()))
+
+
+def _dtype(precision: str, bfloat16_is_fast: bool) -> torch.dtype:
+    if precision not in PRECISIONS:
+        raise RecipeError(f"--precision={precision}: use one of {', '.join(PRECISIONS)}.")
+    wanted = precision == "bf16" or (precision == "auto" and bfloat16_is_fast)
+    return torch.bfloat16 if wanted else torch.float32
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself: without, autocast is slower than float32."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
