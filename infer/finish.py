@@ -50,6 +50,7 @@ class Finisher:
         """Write the files of a tile and return the number of its nuclei."""
         inst_map = segment(job.raw, self.variant)
         nuclei = extract_nuclei(inst_map, job.raw.type_map)
+        self.outputs.discard(job.path.stem)  # an earlier run may have written more kinds of files
         self.outputs.write(SegmentedTile(job.path.stem, inst_map, nuclei, self.mpp), job.image, job.raw)
         return len(nuclei)
 

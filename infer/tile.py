@@ -16,7 +16,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from dataloader.images import IMAGE_SUFFIXES, list_images, read_rgb
-from hovernet_cyclic.core.errors import DatasetError
+from hovernet_cyclic.core.errors import DatasetError, RecipeError
 from hovernet_cyclic.core.types import Segmenter, UInt8Array
 from infer.finish import Finisher, Outcome, TileJob, failure_sentence, finish_all
 
@@ -66,6 +66,17 @@ def list_tiles(input_dir: str | Path) -> TileFiles:
             raise DatasetError(f"{other} and {image} would get results of the same name: rename one of them.")
     others = (p for p in given.iterdir() if p.is_file() and not p.name.startswith("."))
     return TileFiles(images, sorted(set(others) - set(images)))
+
+
+def check_writable(output_dir: Path) -> None:
+    """Raises RecipeError where no file can be written, before any work is done. Makes nothing."""
+    existing = output_dir
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise RecipeError(f"{existing} is a file, so no result can be written there: give another --output_dir.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise RecipeError(f"{existing} may not be written to: give another --output_dir, or change its rights.")
 
 
 def segment_folder(

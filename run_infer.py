@@ -1,0 +1,272 @@
+"""Segment the nuclei of H&E images with a trained network.
+
+Usage:
+  run_infer.py [options] <mode> [<args>...]
+  run_infer.py (-h | --help)
+  run_infer.py --version
+
+Modes, each with options of its own, which follow it (see: run_infer.py tile --help):
+  tile    Images of a folder.
+  wsi     Whole slides (not built yet).
+
+Options, which stand before the mode:
+  -h --help                   Show this text.
+  --version                   Show the version.
+  --model_path=<file>         The network: net.tar of a run of run_train.py, or a .tar of hover_net.
+  --gpu=<ids>                 Comma list such as 0,1, or cpu. GPUs if there are any, else the CPU, if not given.
+  --precision=<name>          fp32, bf16, or auto: bf16 where the device has it built in. [default: auto]
+  --batch_size=<n>            Patches at a time; 32 on a GPU and 4 on the CPU if not given.
+  --post_proc=<name>          local or hovernet (the reference's arithmetic); the network's recipe if not given.
+  --type_info_path=<file>     JSON with the name and colour of each type: {"1": ["neopla", [255, 0, 0]], ...}.
+  --nr_inference_workers=<n>  Threads that read images ahead. [default: 1]
+  --nr_post_proc_workers=<n>  Processes that post-process and write; 0: none apart. As cores and images if not given.
+  --nr_types=<n>              Need not be given: the network's file says it. Another value is an error; 0 is no types.
+  --model_mode=<name>         Need not be given: as --nr_types. original, fast or small.
+
+Exit code: 0 all images done, 1 some image could not be processed, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hovernet_cyclic.core.errors import CheckpointError, HoverNetCyclicError, RecipeError
+
+if TYPE_CHECKING:
+    from hovernet_cyclic.core.settings import TrainRecipe
+    from infer.tile import Summary, TileFiles
+    from infer.type_info import TypeInfo
+    from models.checkpoint import LoadedNetwork
+
+TILE = """Segment every image of a folder. Images must be at the scale that the network was trained at.
+
+Usage:
+  run_infer.py tile --input_dir=<dir> --output_dir=<dir> [options]
+  run_infer.py tile (-h | --help)
+
+Options, which follow the mode (others stand before it, see: run_infer.py --help):
+  -h --help           Show this text.
+  --input_dir=<dir>   8-bit RGB images: png, jpg, jpeg, tif, tiff, bmp, not in subfolders. A single file will do.
+  --output_dir=<dir>  Made if need be. Results of images of the same name are replaced, others are left alone.
+  --draw_dot          Mark the centroid of each nucleus on the overlay.
+  --save_qupath       Also write qupath/NAME.tsv (as hover_net did; geojson/NAME.geojson holds more).
+  --save_raw_map      Also put the network's maps into mat/NAME.mat: [type,] probability, h, v.
+  --mem_usage=<x>     Accepted and of no meaning any more: a few images are in memory at a time.
+
+Written for the image NAME.png:
+  json/NAME.json        box, centroid, contour and type of each nucleus, as hover_net writes them
+  mat/NAME.mat          inst_map, inst_uid, inst_type, inst_centroid
+  overlay/NAME.png      the image with its nuclei outlined
+  geojson/NAME.geojson  detections for QuPath: drag it onto the open image
+"""
+
+WSI = """Whole slides are not built yet.
+
+Usage:
+  run_infer.py wsi (-h | --help)
+
+Every other use ends with exit code 2. Cut the slide into images at the network's scale and use the mode tile.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code. argv: arguments without the program's name."""
+    from docopt import DocoptExit, docopt
+
+    from hovernet_cyclic import __version__
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    mode = ""
+    try:
+        shared = docopt(__doc__ or "", words, version=__version__, options_first=True)
+        mode, words = shared["<mode>"], shared["<args>"]
+        if mode not in ("tile", "wsi"):
+            raise RecipeError(f"The mode is '{mode}': use tile or wsi.\n{DocoptExit.usage.strip()}")
+        return wsi(words) if mode == "wsi" else tile(shared, docopt(TILE, [mode, *words]))
+    except DocoptExit as error:
+        fault = str(error).splitlines()[0]
+        if fault.startswith(("Warning", "Usage")):  # docopt says no more than that it does not fit
+            fault = usage_fault(words, mode)
+        print(f"{fault}\n{DocoptExit.usage.strip()}", file=sys.stderr)
+        return 2
+    except HoverNetCyclicError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped. The files of finished images are kept.", file=sys.stderr)
+        return 130
+
+
+def usage_fault(words: Sequence[str], mode: str) -> str:
+    """What is wrong with a command line, in a sentence. mode: '' where none was read; words: those after it, or all."""
+    shared = options_in(__doc__ or "")
+    known = options_in(TILE) if mode else shared
+    given = [word.partition("=")[0] for word in words if word.startswith("-")]
+    unknown = next((name for name in given if name not in known), None)
+    if unknown is None:
+        return "The mode tile needs --input_dir and --output_dir, and no other words." if mode else "Give a mode: tile."
+    if mode and unknown in shared:
+        return f"{unknown} stands before the mode: run_infer.py {unknown}=... {mode} ..."
+    if not mode and unknown in options_in(TILE):
+        return f"{unknown} stands after the mode: run_infer.py ... tile {unknown} ..."
+    return f"There is no option {unknown}{f' of the mode {mode}' if mode else ''}."
+
+
+def options_in(text: str) -> list[str]:
+    """The options that a help text explains."""
+    return [*re.findall(r"(?m)^ +(?:-h )?(--\w+)", text), "-h"]
+
+
+def wsi(words: Sequence[str]) -> int:
+    """Print the help if it is asked for, else raise RecipeError: the mode is not there yet."""
+    if not {"-h", "--help"}.intersection(words):
+        raise RecipeError("Whole slides are not built yet: cut the slide into images and use the mode tile.")
+    print(WSI.strip())
+    return 0
+
+
+def tile(shared: Mapping[str, Any], own: Mapping[str, Any]) -> int:
+    """Segment the images of a folder. shared, own: the options before and after the mode."""
+    settings = checked_settings(shared)
+    from infer.tile import check_writable, list_tiles
+
+    tiles = list_tiles(own["--input_dir"])
+    check_writable(Path(own["--output_dir"]))
+    if own["--mem_usage"] is not None:
+        print("--mem_usage no longer means anything: a few images are in memory at a time.")
+    summary = run_tiles(settings, own, tiles)
+    report(summary, tiles, Path(own["--output_dir"]))
+    return 1 if summary.failures else 0
+
+
+def checked_settings(shared: Mapping[str, Any]) -> dict[str, Any]:
+    """The shared options by name without dashes, numbers as int. Raises RecipeError for what cannot work.
+
+    Options that were not given and have no default are None.
+    """
+    settings = {name.lstrip("-"): value for name, value in shared.items() if name.startswith("--")}
+    if settings["model_path"] is None:
+        raise RecipeError("--model_path must be given before the mode: the net.tar of a run, or a .tar of hover_net.")
+    lowest = {"batch_size": 1, "nr_inference_workers": 0, "nr_post_proc_workers": 0, "nr_types": 0}
+    settings.update({name: whole_number(f"--{name}", settings[name], low) for name, low in lowest.items()})
+    choices = {
+        "precision": ("auto", "fp32", "bf16"),
+        "post_proc": ("local", "hovernet"),
+        "model_mode": ("original", "fast", "small"),
+    }
+    for name, allowed in choices.items():
+        if settings[name] is not None and settings[name] not in allowed:
+            raise RecipeError(f"--{name}={settings[name]}: use one of {', '.join(allowed)}.")
+    return settings
+
+
+def whole_number(option: str, text: str | None, lowest: int) -> int | None:
+    """The number of an option, None where it was not given. Raises RecipeError for others and those below `lowest`."""
+    if text is None:
+        return None
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < lowest:
+        raise RecipeError(f"{option}={text}: give a whole number from {lowest}.")
+    return int(text)
+
+
+def run_tiles(settings: Mapping[str, Any], own: Mapping[str, Any], tiles: TileFiles) -> Summary:
+    """Load the network and put the images through it."""
+    from infer.base import NetworkSegmenter
+    from infer.finish import Finisher
+    from infer.tile import Workers, segment_folder
+    from infer.writers import OutputFolder
+    from models.checkpoint import load_network
+    from models.devices import choose_device
+
+    device = choose_device(settings["gpu"], settings["precision"])
+    loaded = load_network(settings["model_path"])
+    check_network(loaded, settings)
+    recipe = recipe_of(loaded)
+    batch_size = settings["batch_size"] or (4 if device.torch_device.type == "cpu" else 32)
+    segmenter = NetworkSegmenter(loaded.net, loaded.mode, device.torch_device, batch_size, device.dtype)
+    outputs = OutputFolder(
+        Path(own["--output_dir"]),
+        types_of(loaded, recipe, settings["type_info_path"]),
+        **{name: own[f"--{name}"] for name in ("draw_dot", "save_qupath", "save_raw_map")},
+    )
+    variant = settings["post_proc"] or (recipe.net.post_proc if recipe else "local")
+    print(describe(loaded, recipe, settings["model_path"]))
+    print(
+        f"{len(tiles.images)} images on {device.torch_device}, {device.dtype}, post-processing '{variant}'".replace(
+            "torch.", ""
+        )
+    )
+    finisher = Finisher(outputs, variant, recipe.data.mpp if recipe else None)
+    workers = Workers(settings["nr_inference_workers"], finish_workers(settings, len(tiles.images)))
+    return segment_folder(segmenter, tiles.images, finisher, workers)
+
+
+def check_network(loaded: LoadedNetwork, settings: Mapping[str, Any]) -> None:
+    """Raises CheckpointError where a flag says otherwise than the network's file."""
+    path, mode, nr_types = settings["model_path"], settings["model_mode"], settings["nr_types"]
+    if mode is not None and mode != loaded.mode:
+        raise CheckpointError(
+            f"{path}: this network has the mode '{loaded.mode}' and --model_mode={mode} says otherwise: leave that out."
+        )
+    if nr_types is not None and (nr_types or None) != loaded.nr_types:
+        told = "no types" if loaded.nr_types is None else f"{loaded.nr_types} types (background is one)"
+        raise CheckpointError(
+            f"{path}: this network tells {told} and --nr_types={nr_types} says otherwise: leave that out."
+        )
+
+
+def recipe_of(loaded: LoadedNetwork) -> TrainRecipe | None:
+    """The recipe that a network was trained by; None for one of hover_net. Raises RecipeError."""
+    from hovernet_cyclic.core.settings import TrainRecipe
+
+    return None if loaded.recipe is None else TrainRecipe.from_dict(loaded.recipe)
+
+
+def types_of(loaded: LoadedNetwork, recipe: TrainRecipe | None, path: str | None) -> TypeInfo:
+    """Names and colours of the network's types. path: --type_info_path. Raises DatasetError, RecipeError."""
+    from infer.type_info import default_type_info, read_type_info
+
+    if path is None:
+        return default_type_info(loaded.nr_types, recipe.data.type_names if recipe else ())
+    if loaded.nr_types is None:
+        raise RecipeError(f"--type_info_path={path}: this network tells no types: leave that out.")
+    return read_type_info(path, loaded.nr_types)
+
+
+def describe(loaded: LoadedNetwork, recipe: TrainRecipe | None, path: str) -> str:
+    """A line on the network, and the scale that it wants."""
+    types = "no types" if loaded.nr_types is None else f"{loaded.nr_types} types"
+    if recipe is None:
+        return f"{path}: HoVer-Net '{loaded.mode}', {types}; give images at the scale it was trained at."
+    scale = f"give images at {recipe.data.mpp:g} um/px"
+    return f"{path}: HoVer-Net '{loaded.mode}', {types}, by recipe '{recipe.name}'; {scale}."
+
+
+def finish_workers(settings: Mapping[str, Any], images: int) -> int:
+    """How many processes post-process: as asked, or as many as cores, if there are images to keep them busy."""
+    asked: int | None = settings["nr_post_proc_workers"]
+    if asked is not None:
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, images // 4, 8)  # each takes seconds to start, which a few images are not worth
+
+
+def report(summary: Summary, tiles: TileFiles, output_dir: Path) -> None:
+    """Print what was done, and on stderr what was not."""
+    done, rate = f"{summary.done} of {len(tiles.images)} images", summary.done / max(summary.seconds, 1e-9)
+    print(f"{done}, {summary.nuclei} nuclei, {summary.seconds:.1f} s ({rate:.2f} images/s)")
+    if summary.done:
+        print(f"Look at {output_dir / 'overlay'}")
+    if tiles.left_out:
+        print("Not images, and left out:", *tiles.left_out, sep="\n  ", file=sys.stderr)
+    if summary.failures:
+        print(f"{len(summary.failures)} images could not be processed:", *summary.failures, sep="\n  ", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
