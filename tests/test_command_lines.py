@@ -26,6 +26,30 @@ FROZEN = {
         "--no_scores",
         "--view=<split>",
     ],
+    ("run_infer.py",): [
+        "--help",
+        "--version",
+        "--model_path=<file>",
+        "--gpu=<ids>",
+        "--precision=<name> [auto]",
+        "--batch_size=<n>",
+        "--post_proc=<name>",
+        "--type_info_path=<file>",
+        "--nr_inference_workers=<n> [1]",
+        "--nr_post_proc_workers=<n>",
+        "--nr_types=<n>",
+        "--model_mode=<name>",
+    ],
+    ("run_infer.py", "tile"): [
+        "--help",
+        "--input_dir=<dir>",
+        "--output_dir=<dir>",
+        "--draw_dot",
+        "--save_qupath",
+        "--save_raw_map",
+        "--mem_usage=<x>",
+    ],
+    ("run_infer.py", "wsi"): [],
     ("run_eval.py",): [
         "--help",
         "--version",
@@ -40,6 +64,7 @@ FROZEN = {
         "--seed=<n> [0]",
     ],
 }
+NOT_BUILT = ("run_infer.py", "wsi")
 COMMANDS = [pytest.param(command, id=" ".join(command)) for command in FROZEN]
 
 
@@ -82,10 +107,31 @@ def test_help_shows_the_frozen_options_and_imports_nothing_heavy(command):
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("arguments", [["--no_such_option"], ["stray", "words"]])
 def test_a_wrong_command_line_is_answered_with_the_usage(command, arguments):
+    if command == NOT_BUILT:
+        pytest.skip("takes any arguments, and refuses them all")
     done = run(command, *arguments)
     assert done.returncode == 2
     assert done.stdout == ""
     assert "Usage:" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["slides"],
+        pytest.param(
+            ["--input_dir=slides"],
+            marks=pytest.mark.xfail(
+                strict=True, reason="it says that a mode must be given; once it does not, drop this"
+            ),
+        ),
+    ],
+)
+def test_what_is_not_built_says_so(arguments):
+    done = run(NOT_BUILT, *arguments)
+    assert done.returncode == 2
+    assert "not built yet" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("script", sorted({command[0] for command in FROZEN}))
