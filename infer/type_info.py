@@ -72,7 +72,7 @@ def read_type_info(path: str | Path, nr_types: int) -> TypeInfo:
 
 def _read(path: str | Path) -> dict[str, Any]:
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors on Windows put a mark first
     except OSError as error:
         raise DatasetError(f"{path} cannot be read ({error.strerror}): check --type_info_path.") from error
     except ValueError as error:
@@ -84,7 +84,8 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 def _entry(path: str | Path, key: str, value: Any) -> tuple[int, NucleusType]:
     match value:
-        case [str() as name, [int() as red, int() as green, int() as blue]] if key.isdecimal():
-            if all(0 <= part <= 255 for part in (red, green, blue)):
+        case [str() as name, [red, green, blue]] if key.isascii() and key.isdecimal():
+            # type() and not isinstance(): true and false are no colours. Control characters would break the table.
+            if all(type(part) is int and 0 <= part <= 255 for part in (red, green, blue)) and name.isprintable():
                 return int(key), NucleusType(name, (red, green, blue))
     raise DatasetError(f'{path}: its entry "{key}" is not as in {_EXAMPLE}: correct it.')

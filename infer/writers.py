@@ -6,6 +6,7 @@ none. Coordinates are pixels of the image, x to the right, y down, pixel centres
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -24,6 +25,7 @@ from infer.type_info import TypeInfo
 
 QUPATH_COLUMNS = ("x", "y", "class", "name", "color")
 QUPATH_UNTYPED = "no label"
+TEMPORARY = ".tmp"
 SUFFIXES = {"json": ".json", "mat": ".mat", "overlay": ".png", "geojson": ".geojson", "qupath": ".tsv"}
 
 
@@ -60,13 +62,13 @@ class OutputFolder:
         write_together({paths[folder]: data for folder, data in content.items()})
 
     def discard(self, tile_id: str) -> None:
-        """Remove what an earlier run, or a process that was killed, left of a tile."""
+        """Remove what an earlier run left of a tile, or a process that was killed. Raises OSError where it cannot."""
         for path in self.paths(tile_id).values():
-            path.unlink(missing_ok=True)
-            leftovers = path.parent.iterdir() if path.parent.is_dir() else ()
-            for leftover in leftovers:
-                if leftover.name.startswith(f".{path.name}.") and leftover.suffix == ".tmp":
-                    leftover.unlink(missing_ok=True)
+            if path.parent.is_dir():
+                prefix = f".{path.name}."
+                for file in list(path.parent.iterdir()):
+                    if file == path or (file.name.startswith(prefix) and file.suffix == TEMPORARY):
+                        file.unlink(missing_ok=True)
 
 
 def json_file(nuclei: Mapping[int, Nucleus], mag: float | None = None) -> bytes:
@@ -139,15 +141,22 @@ def tsv_file(nuclei: Mapping[int, Nucleus], types: TypeInfo) -> bytes:
 def write_together(files: Mapping[Path, bytes]) -> None:
     """Write files, all under temporary names before the first is renamed: a full disk leaves nothing half-written.
 
-    Folders are made as needed. Raises OSError where the disk refuses.
+    Folders are made as needed. Raises OSError where the disk refuses; then none of the files is there.
     """
-    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}") for path in files}
+    placed: list[Path] = []
     try:
         for path, content in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary[path].write_bytes(content)
         for path in files:
             temporary[path].replace(path)
+            placed.append(path)
+    except BaseException:
+        for path in placed:
+            path.unlink(missing_ok=True)
+        raise
     finally:
         for leftover in temporary.values():
-            leftover.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # of the folder: what went wrong first is what is to be told
+                leftover.unlink(missing_ok=True)
