@@ -1,0 +1,261 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from scipy.io import loadmat
+
+import run_infer
+from dataloader.images import write_png
+from hovernet_cyclic.core.settings import DataSettings, NetSettings, TrainRecipe
+from hovernet_cyclic.core.types import Checkpoint
+from models.checkpoint import FORMAT_VERSION, save_checkpoint
+from models.hovernet.net_desc import HoVerNet
+
+ROOT = Path(__file__).parents[1]
+NUCLEI = [(30, 40, 9), (30, 90, 12), (80, 60, 10), (95, 110, 8)]  # row, column, radius
+TYPES = {"1": ["round", [255, 0, 0]], "2": ["long", [0, 0, 255]]}
+
+
+def eager_network(nr_types=None):
+    """A random network that is biased to answer 'nucleus', so that there is something to write."""
+    torch.manual_seed(1)
+    net = HoVerNet("small", nr_types)
+    with torch.no_grad():
+        for name, branch in net.decoder.items():
+            branch.head.weight *= 0.01
+            branch.head.bias.zero_()
+            if name == "np":
+                branch.head.bias[4:] = 3.0  # channels 4..7 are the four pixels of 'nucleus'
+    return net
+
+
+def checkpoint(path, nr_types=None):
+    type_names = ("no label", "first", "second")[:nr_types] if nr_types else ()
+    recipe = TrainRecipe(
+        "demo", DataSettings("demo", mpp=0.5, type_names=type_names), net=NetSettings("small", nr_types, "local")
+    )
+    net = eager_network(nr_types)
+    save_checkpoint(path, Checkpoint(FORMAT_VERSION, recipe.to_dict(), 2, "done", 0, teacher=net.state_dict()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with two networks and two images."""
+    folder = tmp_path_factory.mktemp("infer")
+    checkpoint(folder / "net.tar")
+    checkpoint(folder / "typed.tar", 3)
+    (folder / "types.json").write_text(json.dumps(TYPES))
+    image = np.full((120, 130, 3), (230, 190, 215), np.uint8)
+    for row, column, radius in NUCLEI:
+        cv2.circle(image, (column, row), radius, (110, 70, 140), -1)
+    write_png(folder / "in" / "first.png", image)
+    write_png(folder / "in" / "second.png", image[:50, :70])
+    return folder
+
+
+def command(place, *, net="net.tar", shared=(), own=(), source="in", out="out"):
+    return [
+        f"--model_path={place / net}",
+        "--gpu=cpu",
+        *shared,
+        "tile",
+        f"--input_dir={place / source}",
+        f"--output_dir={place / out}",
+        *own,
+    ]
+
+
+def written(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_folder_from_end_to_end(place, capsys):
+    assert run_infer.main(command(place, own=["--save_qupath", "--draw_dot", "--save_raw_map"])) == 0
+    kinds = {"geojson": "geojson", "json": "json", "mat": "mat", "overlay": "png", "qupath": "tsv"}
+    assert written(place / "out") == [
+        f"{kind}/{name}.{end}" for kind, end in kinds.items() for name in ("first", "second")
+    ]
+    mat = loadmat(place / "out" / "mat" / "first.mat")
+    assert mat["inst_map"].shape == (120, 130) and mat["raw_map"].shape == (120, 130, 3)
+    assert "inst_type" not in mat
+    nuclei = json.loads((place / "out" / "json" / "first.json").read_text())["nuc"]
+    assert sorted(map(int, nuclei)) == sorted(mat["inst_uid"].ravel().tolist())
+    (feature, *_) = json.loads((place / "out" / "geojson" / "first.geojson").read_text())["features"]
+    measured = feature["properties"]["measurements"]
+    assert measured["area_um2"] == pytest.approx(measured["area_px"] * 0.25)  # the recipe's 0.5 um/px
+    printed = capsys.readouterr()
+    assert "give images at 0.5 um/px" in printed.out and "2 of 2 images" in printed.out
+    assert "2/2" in printed.err and "nuclei" in printed.err
+
+
+def test_types_have_the_names_of_the_file_or_of_the_recipe(place):
+    def names(out, *shared):
+        assert run_infer.main(command(place, net="typed.tar", shared=shared, own=["--save_qupath"], out=out)) == 0
+        lines = (place / out / "qupath" / "first.tsv").read_text().splitlines()[1:]
+        return {line.split("\t")[3] for line in lines}
+
+    assert names("typed1", "--nr_types=3", "--model_mode=small") <= {"no label", "first", "second"}
+    by_file = names("typed2", f"--type_info_path={place / 'types.json'}")
+    assert by_file and by_file & {"round", "long"} == by_file - {"nolabel", "no label"}
+    assert loadmat(place / "typed2" / "mat" / "first.mat")["inst_type"].dtype == np.int64
+
+
+def test_the_answer_does_not_depend_on_batches_and_workers(place):
+    outs = []
+    for number, (batch, readers, finishers) in enumerate([(1, 0, 0), (3, 2, 2)]):
+        shared = [f"--batch_size={batch}", f"--nr_inference_workers={readers}", f"--nr_post_proc_workers={finishers}"]
+        assert run_infer.main(command(place, shared=shared, out=f"same{number}")) == 0
+        outs.append(place / f"same{number}")
+    assert written(outs[0]) == written(outs[1])
+    for name in written(outs[0]):
+        if name.endswith(".mat"):  # the file begins with its date
+            maps = [loadmat(out / name)["inst_map"] for out in outs]
+            np.testing.assert_array_equal(*maps)
+        else:
+            assert (outs[0] / name).read_bytes() == (outs[1] / name).read_bytes()
+
+
+def test_post_proc_and_precision_are_the_users_choice(place, capsys):
+    shared = ["--post_proc=hovernet", "--precision=fp32"]
+    assert run_infer.main(command(place, shared=shared, source="in/second.png", out="other")) == 0
+    assert "1 images on cpu, float32, post-processing 'hovernet'" in capsys.readouterr().out
+    assert run_infer.main(command(place, source="in/second.png", out="other", own=["--mem_usage=0.2"])) == 0
+    printed = capsys.readouterr().out
+    assert "post-processing 'local'" in printed and "--mem_usage no longer means anything" in printed
+
+
+def test_an_image_that_cannot_be_used_is_named_and_makes_the_exit_code_1(place, tmp_path, capsys):
+    source = tmp_path / "in"
+    write_png(source / "good.png", np.full((40, 40, 3), 200, np.uint8))
+    write_png(source / "grey.png", np.arange(1600, dtype=np.uint8).reshape(40, 40))
+    (source / "notes.txt").write_text("x")
+    assert run_infer.main(command(place, source=source, out=tmp_path / "out")) == 1
+    assert {name.split("/")[1].split(".")[0] for name in written(tmp_path / "out")} == {"good"}
+    printed = capsys.readouterr()
+    closing = printed.err.split("1 images could not be processed:")[1]
+    assert str(source / "grey.png") in closing and "notes.txt" in printed.err
+    assert "1 of 2 images" in printed.out
+
+
+BAD = {
+    "no model": (["tile", "--input_dir=in", "--output_dir=bad"], "--model_path must be given"),
+    "no such model": (["--model_path=none.tar", "tile", "--input_dir=in", "--output_dir=bad"], "none.tar: there is no"),
+    "no model at all": (["--model_path=types.json", "tile", "--input_dir=in", "--output_dir=bad"], "types.json: "),
+    "no such folder": (["--model_path=net.tar", "tile", "--input_dir=none", "--output_dir=bad"], "none does not exist"),
+    "empty folder": (["--model_path=net.tar", "tile", "--input_dir=empty", "--output_dir=bad"], "empty holds no image"),
+    "file in the way": (["--model_path=net.tar", "tile", "--input_dir=in", "--output_dir=net.tar/bad"], "net.tar is a"),
+    "other mode": (
+        ["--model_path=net.tar", "--model_mode=fast", "tile", "--input_dir=in", "--output_dir=bad"],
+        r"net.tar: this network has the mode 'small' and --model_mode=fast says otherwise",
+    ),
+    "other types": (
+        ["--model_path=net.tar", "--nr_types=5", "tile", "--input_dir=in", "--output_dir=bad"],
+        r"net.tar: this network tells no types and --nr_types=5 says otherwise",
+    ),
+    "no types": (
+        ["--model_path=typed.tar", "--nr_types=0", "tile", "--input_dir=in", "--output_dir=bad"],
+        r"typed.tar: this network tells 3 types .* and --nr_types=0 says otherwise",
+    ),
+    "types of no use": (
+        ["--model_path=net.tar", "--type_info_path=types.json", "tile", "--input_dir=in", "--output_dir=bad"],
+        "--type_info_path=types.json: this network tells no types",
+    ),
+    "no type file": (
+        ["--model_path=typed.tar", "--type_info_path=none.json", "tile", "--input_dir=in", "--output_dir=bad"],
+        "none.json cannot be read",
+    ),
+    **{
+        f"{option}={value}": (
+            ["--model_path=net.tar", f"--{option}={value}", "tile", "--input_dir=in", "--output_dir=bad"],
+            f"--{option}={value}: ",
+        )
+        for option, value in [
+            ("batch_size", "0"),
+            ("batch_size", "-3"),
+            ("batch_size", "many"),
+            ("batch_size", "1.5"),
+            ("nr_inference_workers", "-1"),
+            ("nr_post_proc_workers", ""),
+            ("nr_types", "x"),
+            ("precision", "fp8"),
+            ("post_proc", "magic"),
+            ("model_mode", "slow"),
+            ("gpu", "zero"),
+            ("gpu", "99"),
+            ("gpu", ""),
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence_and_leaves_no_folder(place, monkeypatch, capsys, case):
+    (place / "empty").mkdir(exist_ok=True)
+    monkeypatch.chdir(place)
+    words, sentence = BAD[case]
+    assert run_infer.main(words) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and re.search(sentence, printed.err)
+    assert len(printed.err.splitlines()) == 1
+    assert not (place / "bad").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "Give a mode"),
+        (["slide"], "The mode is 'slide'"),
+        (["--foo", "tile"], "There is no option --foo."),
+        (["--batch_size"], "--batch_size requires argument"),
+        (["tile", "--input_dir=a"], "needs --input_dir and --output_dir"),
+        (["tile", "--input_dir=a", "--output_dir=b", "stray"], "no other words"),
+        (["tile", "--model_path=x", "--input_dir=a", "--output_dir=b"], "--model_path stands before the mode"),
+        (["--input_dir=a", "tile"], "--input_dir stands after the mode"),
+        (["tile", "--foo", "--input_dir=a", "--output_dir=b"], "There is no option --foo of the mode tile."),
+    ],
+)
+def test_a_wrong_command_line_is_told_what_is_wrong_and_the_usage(capsys, words, sentence):
+    assert run_infer.main(words) == 2
+    printed = capsys.readouterr().err
+    assert sentence in printed.splitlines()[0] and "Usage:" in printed
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["tile", "--help"], ["wsi", "--help"]])
+def test_help_needs_no_torch(words):
+    code = (
+        "import sys, run_infer\ntry:\n    code = run_infer.main(sys.argv[1:])\n"
+        "except SystemExit as end:\n    code = end.code\n"
+        "print('heavy:', *{'torch', 'cv2', 'skimage', 'scipy', 'numpy'} & set(sys.modules))\nsys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].split() == ["heavy:"] and len(done.stdout.splitlines()) > 1
+
+
+def test_slides_are_not_built_yet(capsys):
+    assert run_infer.main(["--model_path=x", "wsi", "--input_dir=slides", "--output_dir=out"]) == 2
+    printed = capsys.readouterr().err
+    assert "not built yet" in printed and len(printed.splitlines()) == 1
+
+
+def test_stopped_by_hand(place, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("infer.base.NetworkSegmenter.raw_maps", interrupt)
+    assert run_infer.main(command(place, out="stopped")) == 130
+    assert capsys.readouterr().err.splitlines()[-1].startswith("Stopped.")
+    assert not (place / "stopped").exists()
+
+
+@pytest.mark.parametrize(("asked", "images", "wanted"), [("0", 99, 0), ("3", 1, 3), (None, 3, 0)])
+def test_processes_are_as_asked_or_as_worth_it(asked, images, wanted):
+    settings = {"nr_post_proc_workers": None if asked is None else int(asked)}
+    assert run_infer.finish_workers(settings, images) == wanted
+    assert 1 <= run_infer.finish_workers({"nr_post_proc_workers": None}, 400) <= 8
