@@ -1,0 +1,161 @@
+"""Candidates: each nucleus finds its own threshold, and none is counted twice."""
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hovernet_cyclic.core.settings import CandidateSettings
+from hovernet_cyclic.training.candidates import find_candidates, gradient
+
+MPP = 0.25
+SHAPES = CandidateSettings()
+QUICK = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def find(score, evidence=None):
+    score = np.asarray(score, np.float32)
+    return find_candidates(score, np.zeros_like(score) if evidence is None else evidence, MPP, SHAPES)
+
+
+def painted(candidate, shape):
+    canvas = np.zeros(shape, np.uint8)
+    cv2.drawContours(canvas, [candidate.contour], -1, 1, cv2.FILLED)
+    return canvas > 0
+
+
+def disc(shape, x, y, radius):
+    rows, columns = np.indices(shape)
+    return (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
+
+
+def iou(one, other):
+    return np.count_nonzero(one & other) / np.count_nonzero(one | other)
+
+
+def uneven_field(contrasts, seed):
+    """Discs of the given contrasts, on a lattice, on a background that rises by 1 from left to right."""
+    rng = np.random.default_rng(seed)
+    shape = (60, 60 * len(contrasts))
+    score = np.linspace(0, 1, shape[1])[None].repeat(shape[0], 0)
+    discs = []
+    for i, contrast in enumerate(contrasts):
+        mask = disc(shape, 60 * i + 30 + rng.integers(-8, 9), 30 + rng.integers(-8, 9), rng.uniform(10, 13))
+        score = score + contrast * mask
+        discs.append(mask)
+    score = cv2.GaussianBlur(score, (0, 0), 1.0) + rng.normal(0, 0.01, shape)
+    return score.astype(np.float32), discs
+
+
+@QUICK
+@given(st.lists(st.floats(0.3, 2.0), min_size=3, max_size=6), st.integers(0, 2**16))
+def test_every_disc_is_found_once_whatever_its_contrast(contrasts, seed):
+    score, discs = uneven_field(contrasts, seed)
+    masks = [painted(candidate, score.shape) for candidate in find(score)]
+    for mask in discs:
+        overlaps = [iou(mask, found) for found in masks]
+        # candidates lie up to a pixel outside of the edge: on radius 10 px alone that takes .17 of the overlap
+        assert max(overlaps) > 0.77 and sum(overlap > 0.2 for overlap in overlaps) == 1
+
+
+def test_no_single_threshold_finds_what_each_nucleus_finds_for_itself():
+    score, discs = uneven_field([0.5, 0.4, 0.3, 0.4, 0.3], seed=1)
+    assert min(max(iou(mask, painted(c, score.shape)) for c in find(score)) for mask in discs) > 0.8
+
+    def missed(threshold):
+        labels = cv2.connectedComponents((score > threshold).astype(np.uint8), connectivity=4)[1]
+        found = [labels == i for i in range(1, labels.max() + 1)]
+        return sum(max((iou(mask, one) for one in found), default=0) < 0.8 for mask in discs)
+
+    stretched = (255 * (score - score.min()) / np.ptp(score)).astype(np.uint8)
+    otsu = cv2.threshold(stretched, 0, 1, cv2.THRESH_OTSU)[0] / 255 * np.ptp(score) + score.min()
+    assert missed(otsu) >= 3
+    assert min(missed(threshold) for threshold in np.linspace(score.min(), score.max(), 64)) >= 1
+
+
+@QUICK
+@given(st.integers(0, 2**16), st.floats(1.0, 4.0))
+def test_candidates_never_overlap_and_stand_in_order(seed, grain):
+    noise = np.random.default_rng(seed).normal(size=(96, 120))
+    score = cv2.GaussianBlur(noise, (0, 0), grain)
+    found = find(score)
+    counts = sum((painted(candidate, score.shape).astype(int) for candidate in found), np.zeros(score.shape, int))
+    assert counts.max(initial=0) <= 1
+    assert [c.quality for c in found] == sorted(c.quality for c in found)
+    for candidate in found:
+        assert SHAPES.min_area_um2 <= candidate.area * MPP**2 <= SHAPES.max_area_um2
+        assert SHAPES.lowest_solidity <= candidate.solidity <= 1.0001
+        assert candidate.contour.dtype == np.int32 and candidate.contour.shape[1:] == (1, 2)
+
+
+def test_a_region_in_the_hole_of_another_is_not_counted_beside_it():
+    score = np.zeros((80, 80), np.float32)
+    score[disc(score.shape, 40, 40, 16)], score[disc(score.shape, 40, 40, 12)] = 1, 0
+    score[disc(score.shape, 40, 40, 6)] = 0.9
+    (ring,) = find(score)
+    assert ring.area > 700
+
+
+@QUICK
+@given(st.integers(0, 2**16), st.sampled_from([0.25, 0.5, 2.0, 8.0]), st.sampled_from([-4.0, 0.0, 2.0]))
+def test_unit_and_zero_of_the_score_do_not_matter(seed, scale, shift):
+    score, discs = uneven_field([0.4, 0.8, 1.2], seed)
+    score = np.round(score * 4096) / 4096  # so that float32 holds the scaled and shifted values exactly
+    plain, changed = find(score), find(score * scale + shift)
+    assert len(plain) == len(changed)
+    for one, other in zip(plain, changed, strict=True):
+        assert iou(painted(one, score.shape), painted(other, score.shape)) > 0.97
+        np.testing.assert_allclose([one.quality, one.edge], [other.quality, other.edge], rtol=0.05)
+
+
+def pair(distance, levels):
+    """Two discs of radius 10 px whose centres are `distance` px apart, slightly out of focus: their masks, the score."""
+    shape = (64, 80)
+    masks = [disc(shape, 28, 32, 10), disc(shape, 28 + distance, 32, 10)]
+    score = np.max([level * mask for level, mask in zip(levels, masks, strict=True)], axis=0)
+    return masks, cv2.GaussianBlur(score.astype(np.float32), (0, 0), 1.0)
+
+
+@pytest.mark.parametrize("levels", [(1.0, 1.0), (1.0, 0.6), (0.5, 1.0)])
+def test_discs_with_a_seam_of_a_pixel_are_parted(levels):
+    masks, score = pair(22, levels)
+    assert score[32, 39] > 0.3 * min(levels), "the seam is dark itself"
+    found = [painted(candidate, score.shape) for candidate in find(score)]
+    assert len(found) == 2
+    assert all(max(iou(mask, one) for one in found) > 0.8 for mask in masks)
+
+
+def test_a_pair_without_a_seam_is_one_region_that_is_trusted_less_the_deeper_its_waist():
+    """No level lies between two such discs, so nothing can part them here: only the shape speaks against the pair."""
+    per_edge = []
+    for distance in (0, 16, 18, 20):
+        (region,) = find(pair(distance, (1.0, 1.0))[1])
+        per_edge.append(region.quality / region.edge)
+    assert per_edge == sorted(per_edge, reverse=True)
+    assert per_edge[1] < 0.9 * per_edge[0] and per_edge[3] < 0.7 * per_edge[0]
+
+
+def test_evidence_decides_between_equal_outlines():
+    score, discs = uneven_field([0.8, 0.8], seed=0)
+    evidence = np.where(np.arange(score.shape[1]) < 60, 3.0, -3.0).astype(np.float32)[None].repeat(60, 0)
+    better, worse = (max(find(score, evidence), key=lambda c: iou(mask, painted(c, score.shape))) for mask in discs)
+    assert better.evidence == pytest.approx(3) and worse.evidence == pytest.approx(-3)
+    assert worse.quality < 0.1 * better.quality
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (2, 3), (40, 40)])
+@pytest.mark.parametrize("fill", [0.0, 1.0, -3.5])
+def test_flat_maps_hold_nothing(shape, fill):
+    assert find(np.full(shape, fill)) == []
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (3, 2), (200, 200)])
+def test_noise_is_survived(shape):
+    score = np.random.default_rng(0).normal(size=shape)
+    assert all(np.isfinite([c.quality, c.worth, c.edge, c.area]).all() for c in find(score))
+
+
+def test_the_gradient_of_a_ramp_is_its_slope():
+    rows, columns = np.indices((40, 40)).astype(np.float32)
+    np.testing.assert_allclose(gradient(3 * rows + 4 * columns)[5:-5, 5:-5], 5, rtol=1e-4)

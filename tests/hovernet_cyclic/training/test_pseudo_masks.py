@@ -1,0 +1,116 @@
+"""Pseudo masks: what is taught, what is background and what is left unsaid."""
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hovernet_cyclic.core.settings import CandidateSettings, PseudoMaskSettings
+from hovernet_cyclic.core.types import ActivationMap, ImageTile
+from hovernet_cyclic.training.candidates import Candidate
+from hovernet_cyclic.training.pseudo_masks import TileCandidates, logit, make_pseudo_masks, tile_candidates
+
+MPP = 0.25
+SETTINGS = PseudoMaskSettings(dismiss_below=0.25)
+SIDE = 200
+
+
+def candidate(x, y, quality, radius=5):
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    cv2.circle(mask, (x, y), radius, 1, cv2.FILLED)
+    contour = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0][0]
+    return Candidate(contour, float(mask.sum()), 1.0, 1.0, 0.0, quality, quality)
+
+
+def tile_of(*candidates, doubtful=False, name="t"):
+    return TileCandidates(name, list(candidates), np.full((SIDE, SIDE), doubtful))
+
+
+def spots(count):
+    return [(20 + 40 * (i % 5), 20 + 40 * (i // 5)) for i in range(count)]
+
+
+def test_the_best_are_taught_the_worst_are_background_and_the_rest_is_left_out():
+    """Of eight candidates of ranks 0, 1/8 ... 7/8: two are dismissed, three are unsure, three are trusted."""
+    places = spots(8)
+    tile = tile_of(*(candidate(x, y, quality) for quality, (x, y) in enumerate(places)))
+    (mask,) = make_pseudo_masks([tile], 3, MPP, 0.6, SETTINGS)
+    assert (mask.tile_id, mask.cycle) == ("t", 3)
+    centres = [(mask.inst_map[y, x], mask.trusted[y, x]) for x, y in places]
+    assert centres == [(0, True)] * 2 + [(0, False)] * 3 + [(1, True), (2, True), (3, True)]
+    np.testing.assert_allclose(mask.confidence, [5 / 8, 6 / 8, 7 / 8])
+    assert mask.trusted[0, 0], "pixels far from every candidate are background"
+
+
+def test_rank_is_among_all_tiles_of_the_cycle():
+    good, bad = [tile_of(*(candidate(x, y, q) for x, y in spots(4)), name=str(q)) for q in (9.0, 1.0)]
+    good_mask, bad_mask = make_pseudo_masks([good, bad], 1, MPP, 0.5, SETTINGS)
+    assert good_mask.inst_map.max() == 4 and bad_mask.inst_map.max() == 0
+    np.testing.assert_array_equal(good_mask.confidence, 0.5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0, 1), max_size=25), st.floats(0.25, 1.0), st.booleans())
+def test_ids_confidence_and_trust_agree(qualities, trust_above, doubtful):
+    found = [candidate(x, y, q) for q, (x, y) in zip(sorted(qualities), spots(len(qualities)), strict=True)]
+    (mask,) = make_pseudo_masks([tile_of(*found, doubtful=doubtful)], 1, MPP, trust_above, SETTINGS)
+    ids = np.unique(mask.inst_map)
+    np.testing.assert_array_equal(ids[ids > 0], np.arange(1, len(mask.confidence) + 1))
+    assert mask.inst_map.dtype == np.int32 and mask.trusted.dtype == bool and mask.confidence.dtype == np.float32
+    assert np.all((mask.confidence >= np.float32(trust_above)) & (mask.confidence <= 1))
+    assert mask.trusted[mask.inst_map > 0].all()
+
+
+def test_a_doubtful_pixel_is_trusted_only_close_to_a_taught_nucleus():
+    tile = tile_of(*(candidate(x, y, q) for q, (x, y) in enumerate(spots(5))), doubtful=True)
+    (mask,) = make_pseudo_masks([tile], 1, MPP, 0.7, SETTINGS)
+    x, y = spots(5)[4]
+    assert mask.trusted[y, x] and mask.trusted[y + 5 + 3, x], "the surround is .75 um, 3 px"
+    assert not mask.trusted[y + 5 + 4, x] and not mask.trusted[spots(1)[0][1], spots(1)[0][0]]
+
+
+def test_without_candidates_all_is_background():
+    masks = make_pseudo_masks([tile_of(), tile_of(name="u")], 1, MPP, 0.6, SETTINGS)
+    for mask in masks:
+        assert not mask.inst_map.any() and mask.trusted.all() and mask.confidence.shape == (0,)
+
+
+def stained(centres, shape=(96, 96)):
+    """An image whose discs take haematoxylin up, on eosin."""
+    image = np.full((*shape, 3), (235, 170, 205), np.uint8)
+    for centre in centres:
+        cv2.circle(image, centre, 8, (90, 60, 140), cv2.FILLED)
+    return ImageTile("t", cv2.GaussianBlur(image, (0, 0), 1.0), MPP)
+
+
+def activation(evidence):
+    return ActivationMap("t", np.asarray(evidence, np.float32)[None], np.ones(1, np.float32))
+
+
+@pytest.mark.parametrize("teacher", [None, 0.0, 0.5, 1.0])
+def test_stained_discs_become_candidates_with_and_without_a_teacher(teacher):
+    centres = [(24, 24), (70, 30), (40, 70)]
+    tile = stained(centres)
+    evidence = np.full((96, 96), -3.0)
+    evidence[:48] = 3
+    prob = None if teacher is None else np.full((96, 96), teacher, np.float32)
+    found = tile_candidates(tile, activation(evidence), prob, SETTINGS, CandidateSettings())
+    points = sorted(cv2.minEnclosingCircle(c.contour)[0] for c in found.candidates if c.area > 120)
+    np.testing.assert_allclose(points, sorted(centres), atol=1.0)
+    assert found.doubtful[24, 24] and not found.doubtful[5, 5], "dark and evident pixels are doubtful, pale ones not"
+    if teacher in (None, 0.0):
+        assert not found.doubtful[70, 40], "neither front end nor teacher holds that disc possible"
+
+
+def test_a_flat_tile_gives_a_finite_empty_mask():
+    tile = ImageTile("t", np.full((64, 64, 3), 240, np.uint8), MPP)
+    found = tile_candidates(tile, activation(np.zeros((64, 64))), None, SETTINGS, CandidateSettings())
+    (mask,) = make_pseudo_masks([found], 1, MPP, 0.6, SETTINGS)
+    assert found.candidates == [] and not mask.inst_map.any() and mask.trusted.all()
+
+
+def test_logit_is_held_within_its_bounds():
+    values = logit(np.array([0.0, 0.01, 0.5, 0.75, 1.0], np.float32))
+    np.testing.assert_allclose(values, [-np.log(99), -np.log(99), 0, np.log(3), np.log(99)], rtol=1e-5, atol=1e-6)
+    assert values.dtype == np.float32
