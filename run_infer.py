@@ -196,11 +196,8 @@ def run_tiles(settings: Mapping[str, Any], own: Mapping[str, Any], tiles: TileFi
     )
     variant = settings["post_proc"] or (recipe.net.post_proc if recipe else "local")
     print(describe(loaded, recipe, settings["model_path"]))
-    print(
-        f"{len(tiles.images)} images on {device.torch_device}, {device.dtype}, post-processing '{variant}'".replace(
-            "torch.", ""
-        )
-    )
+    precision = str(device.dtype).removeprefix("torch.")
+    print(f"{counted(len(tiles.images))} on {device.torch_device}, {precision}, post-processing '{variant}'")
     finisher = Finisher(outputs, variant, recipe.data.mpp if recipe else None)
     workers = Workers(settings["nr_inference_workers"], finish_workers(settings, len(tiles.images)))
     return segment_folder(segmenter, tiles.images, finisher, workers)
@@ -253,19 +250,26 @@ def finish_workers(settings: Mapping[str, Any], images: int) -> int:
     if asked is not None:
         return asked
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, images // 4, 8)  # each takes seconds to start, which a few images are not worth
+    return min(cores, images // 8, 8)  # each takes seconds to start, which a few images are not worth
+
+
+def counted(images: int) -> str:
+    """'1 image', '2 images'."""
+    return f"{images} image{'' if images == 1 else 's'}"
 
 
 def report(summary: Summary, tiles: TileFiles, output_dir: Path) -> None:
     """Print what was done, and on stderr what was not."""
-    done, rate = f"{summary.done} of {len(tiles.images)} images", summary.done / max(summary.seconds, 1e-9)
+    done, rate = f"{summary.done} of {counted(len(tiles.images))}", summary.done / max(summary.seconds, 1e-9)
     print(f"{done}, {summary.nuclei} nuclei, {summary.seconds:.1f} s ({rate:.2f} images/s)")
     if summary.done:
         print(f"Look at {output_dir / 'overlay'}")
     if tiles.left_out:
         print("Not images, and left out:", *tiles.left_out, sep="\n  ", file=sys.stderr)
     if summary.failures:
-        print(f"{len(summary.failures)} images could not be processed:", *summary.failures, sep="\n  ", file=sys.stderr)
+        print(
+            f"{counted(len(summary.failures))} could not be processed:", *summary.failures, sep="\n  ", file=sys.stderr
+        )
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def test_the_answer_does_not_depend_on_batches_and_workers(place):
 def test_post_proc_and_precision_are_the_users_choice(place, capsys):
     shared = ["--post_proc=hovernet", "--precision=fp32"]
     assert run_infer.main(command(place, shared=shared, source="in/second.png", out="other")) == 0
-    assert "1 images on cpu, float32, post-processing 'hovernet'" in capsys.readouterr().out
+    assert "1 image on cpu, float32, post-processing 'hovernet'" in capsys.readouterr().out
     assert run_infer.main(command(place, source="in/second.png", out="other", own=["--mem_usage=0.2"])) == 0
     printed = capsys.readouterr().out
     assert "post-processing 'local'" in printed and "--mem_usage no longer means anything" in printed
@@ -139,7 +139,7 @@ def test_an_image_that_cannot_be_used_is_named_and_makes_the_exit_code_1(place, 
     assert run_infer.main(command(place, source=source, out=tmp_path / "out")) == 1
     assert {name.split("/")[1].split(".")[0] for name in written(tmp_path / "out")} == {"good"}
     printed = capsys.readouterr()
-    closing = printed.err.split("1 images could not be processed:")[1]
+    closing = printed.err.split("1 image could not be processed:")[1]
     assert str(source / "grey.png") in closing and "notes.txt" in printed.err
     assert "1 of 2 images" in printed.out
 
