@@ -124,3 +124,14 @@ def test_an_unknown_variant_is_refused_for_each_tile(folder, tmp_path):
     summary = segment_folder(DrawnSegmenter(), list_tiles(folder).images[:1], bad, quiet=True)
     assert summary.done == 0 and isinstance(summary.failures[0], str) and "magic" in summary.failures[0]
     assert RecipeError.__name__ not in summary.failures[0]
+
+
+def test_a_later_run_leaves_no_file_of_an_earlier_one_beside_its_own(folder, tmp_path):
+    images = list_tiles(folder).images[1:2]
+    outputs = OutputFolder(tmp_path / "out", default_type_info(None), save_qupath=True)
+    segment_folder(DrawnSegmenter(), images, Finisher(outputs, "local"), quiet=True)
+    assert "qupath/im1.tsv" in names(tmp_path / "out")
+    (tmp_path / "out" / "json" / "other.json").write_text("{}")
+    segment_folder(DrawnSegmenter(), images, finisher(tmp_path / "out"), quiet=True)
+    assert "qupath/im1.tsv" not in names(tmp_path / "out")
+    assert {"json/im1.json", "json/other.json"} <= set(names(tmp_path / "out"))
