@@ -33,6 +33,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hovernet_cyclic.command_line import exit_with
+
 if TYPE_CHECKING:
     from hovernet_cyclic.core.comparison import Interval, ScoreTable
     from hovernet_cyclic.core.types import Annotation
@@ -301,4 +303,4 @@ def _cell(value: float | None, sign: str = "") -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

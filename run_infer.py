@@ -35,6 +35,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hovernet_cyclic.command_line import exit_with
 from hovernet_cyclic.core.errors import CheckpointError, HoverNetCyclicError, RecipeError
 
 if TYPE_CHECKING:
@@ -273,4 +274,4 @@ def report(summary: Summary, tiles: TileFiles, output_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

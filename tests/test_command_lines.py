@@ -130,7 +130,6 @@ def test_version_is_the_packages(script):
     assert (done.returncode, done.stdout.split()[-1]) == (0, __version__)
 
 
-@pytest.mark.xfail(strict=True, reason="the scripts do not catch BrokenPipeError yet; once they do, drop this mark")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_reader_that_leaves_is_no_error(command):
     """As `--help | head -1`, without the race between the two: the pipe is closed before the script starts."""
