@@ -175,6 +175,14 @@ class BackEndSettings:
             _positive(f"back_end.{name}", getattr(self, name))
         _in_unit("back_end.ema_decay", self.ema_decay)
         _check(
+            len(self.patch_shape) == 2 and min(self.patch_shape) > 0,
+            f"back_end.patch_shape is {self.patch_shape}: give a height and a width in px.",
+        )
+        _check(
+            0 <= self.widen_rounds < self.steps,
+            f"back_end.widen_rounds is {self.widen_rounds}: give 0 or more, fewer than back_end.steps ({self.steps}).",
+        )
+        _check(
             0 <= self.negatives_per_batch < self.batch_size,
             f"back_end.negatives_per_batch is {self.negatives_per_batch}: leave room for tiles in the batch.",
         )
@@ -230,10 +238,9 @@ def _plain(value: Any) -> Any:
 
 
 def _build(cls: type[SettingsT], values: dict[str, Any]) -> SettingsT:
-    frozen = {key: tuple(item) if isinstance(item, list) else item for key, item in values.items()}
     try:
-        return cls(**frozen)
-    except TypeError as error:
+        return cls(**{key: tuple(item) if isinstance(item, list) else item for key, item in values.items()})
+    except (AttributeError, TypeError) as error:
         raise RecipeError(
             f"The recipe in this checkpoint does not fit this version ({error}): train it again."
         ) from error
