@@ -63,7 +63,7 @@ class Networks:
         score: in [0, 1], or nan where there was nothing to judge by: then the cycle is kept.
         """
         self.cycles_done = cycle
-        if self.best is None or math.isnan(score) or score >= self.best_score:
+        if self.best is None or not score < self.best_score:  # a score that is nan is below nothing
             before = f", {self.best_score:.3f} before" if self.best is not None else ""
             self.best_cycle, self.best_score, self.best = cycle, score, self._weights()
             return True, f"kept: {score:.3f} of the held-out patches judged right{before}"

@@ -1,0 +1,134 @@
+"""Recipes check themselves, and survive the plain form in which a checkpoint holds them."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hovernet_cyclic.core.errors import RecipeError
+from hovernet_cyclic.core.settings import (
+    NET_MODES,
+    BackEndSettings,
+    CandidateSettings,
+    DataSettings,
+    FrontEndSettings,
+    NetSettings,
+    PseudoMaskSettings,
+    TrainRecipe,
+)
+
+
+def recipe(**changes):
+    return TrainRecipe(name="mine", data=DataSettings("folder"), **changes)
+
+
+unit = st.floats(0, 1)
+recipes = st.builds(
+    TrainRecipe,
+    name=st.text(max_size=8),
+    data=st.builds(
+        DataSettings,
+        reader=st.sampled_from(["demo", "folder", "benchmark"]),
+        mpp=st.floats(0.1, 2),
+        valid_fraction=unit,
+    ),
+    front_end=st.builds(FrontEndSettings, batch_size=st.integers(2, 64), pale_fraction=unit),
+    back_end=st.builds(
+        BackEndSettings,
+        batch_size=st.integers(2, 9),
+        patch_shape=st.tuples(st.integers(8, 400), st.integers(8, 400)),
+        negatives_per_batch=st.integers(0, 1),
+    ),
+    net=st.builds(NetSettings, mode=st.sampled_from(NET_MODES), nr_types=st.none() | st.integers(2, 9)),
+    num_cycles=st.integers(1, 9),
+    seed=st.integers(0, 2**32 - 1),
+)
+
+
+typed = st.lists(st.text(max_size=4), min_size=2, max_size=5).map(
+    lambda names: TrainRecipe(
+        "typed", DataSettings("folder", type_names=tuple(names)), net=NetSettings("fast", len(names))
+    )
+)
+
+
+@given(recipes | typed)
+def test_a_recipe_survives_its_plain_form_also_as_json(made):
+    plain = made.to_dict()
+    assert TrainRecipe.from_dict(plain) == made
+    assert json.loads(json.dumps(plain)) == plain, "lists, not tuples: equal before and after a file"
+    assert TrainRecipe.from_dict(json.loads(json.dumps(plain))) == made
+
+
+def test_a_recipe_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe().seed = 3
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: DataSettings("zip"), "data.reader is 'zip': use one of demo, folder, benchmark"),
+        (lambda: DataSettings("folder", mpp=0), "data.mpp"),
+        (lambda: DataSettings("folder", mpp=-0.25), "data.mpp"),
+        (lambda: DataSettings("folder", valid_fraction=1.5), "data.valid_fraction"),
+        (lambda: DataSettings("folder", valid_fraction=float("nan")), "data.valid_fraction"),
+        (lambda: NetSettings("large"), "net.mode is 'large': use one of original, fast, small"),
+        (lambda: NetSettings(post_proc="global"), "net.post_proc"),
+        (lambda: NetSettings(nr_types=1), "net.nr_types is 1"),
+        (lambda: FrontEndSettings(steps_first=0), "front_end.steps_first"),
+        (lambda: FrontEndSettings(steps_later=-1), "front_end.steps_later"),
+        (lambda: FrontEndSettings(batch_size=1), "front_end.batch_size is 1"),
+        (lambda: FrontEndSettings(learning_rate=0), "front_end.learning_rate"),
+        (lambda: FrontEndSettings(pool_fraction=1.1), "front_end.pool_fraction"),
+        (lambda: FrontEndSettings(pale_fraction=-0.1), "front_end.pale_fraction"),
+        (lambda: CandidateSettings(blur_um=0), "candidates.blur_um"),
+        (lambda: CandidateSettings(levels=0), "candidates.levels"),
+        (lambda: CandidateSettings(lowest_quantile=0.9, highest_quantile=0.5), "not below its highest"),
+        (lambda: CandidateSettings(min_area_um2=200), "not below its highest"),
+        (lambda: PseudoMaskSettings(cam="score_cam"), "pseudo_masks.cam is 'score_cam'"),
+        (lambda: PseudoMaskSettings(trust_above=2), "pseudo_masks.trust_above"),
+        (lambda: PseudoMaskSettings(dismiss_below=0.9), "pseudo_masks.dismiss_below"),
+        (lambda: PseudoMaskSettings(trust_later=0.1), "pseudo_masks.dismiss_below"),
+        (lambda: BackEndSettings(steps=0), "back_end.steps"),
+        (lambda: BackEndSettings(batch_size=0), "back_end.batch_size"),
+        (lambda: BackEndSettings(ema_decay=1.1), "back_end.ema_decay"),
+        (lambda: BackEndSettings(batch_size=4, negatives_per_batch=4), "back_end.negatives_per_batch"),
+        (lambda: BackEndSettings(negatives_per_batch=-1), "back_end.negatives_per_batch"),
+        (lambda: BackEndSettings(patch_shape=(0, 64)), "back_end.patch_shape"),
+        (lambda: BackEndSettings(patch_shape=(64,)), "back_end.patch_shape"),
+        (lambda: BackEndSettings(widen_rounds=-1), "back_end.widen_rounds"),
+        (lambda: BackEndSettings(steps=2, widen_rounds=2), "back_end.widen_rounds"),
+        (lambda: recipe(supervision="weak"), "supervision is 'weak'"),
+        (lambda: recipe(num_cycles=0), "num_cycles"),
+        (lambda: recipe(seed=-1), "seed is -1"),
+        (lambda: recipe(seed=2**32), "seed"),
+    ],
+)
+def test_a_value_that_cannot_work_is_named(build, words):
+    with pytest.raises(RecipeError) as caught:
+        build()
+    sentence = str(caught.value)
+    assert words in sentence and sentence.endswith(".") and "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda plain: plain.pop("name"),
+        lambda plain: plain.update(epochs=3),
+        lambda plain: plain["front_end"].update(epochs=3),
+        lambda plain: plain["data"].pop("reader"),
+        lambda plain: plain.update(data=None),
+        lambda plain: plain.update(net="small"),
+        lambda plain: plain["net"].update(mode=["small"]),
+        lambda plain: plain["front_end"].update(batch_size="many"),
+    ],
+)
+def test_a_plain_form_that_does_not_fit_is_refused(spoil):
+    plain = recipe().to_dict()
+    spoil(plain)
+    with pytest.raises(RecipeError):
+        TrainRecipe.from_dict(plain)

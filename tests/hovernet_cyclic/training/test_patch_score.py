@@ -1,0 +1,72 @@
+"""The score that needs no masks."""
+
+import numpy as np
+import pytest
+
+from hovernet_cyclic.core.types import LabelledPatch, RawMaps
+from hovernet_cyclic.training import patch_score
+from hovernet_cyclic.training.patch_score import PatchScore, score_on_patches
+
+
+class Oracle:
+    """A segmenter that sees as many nuclei as the patch's grey value says."""
+
+    def raw_maps(self, image):
+        np_prob = np.zeros(image.shape[:2], np.float32)
+        for i in range(int(image[0, 0, 0])):
+            np_prob[4:12, 4 + 16 * i : 12 + 16 * i] = 0.9
+        return RawMaps(np_prob, np.zeros((*image.shape[:2], 2), np.float32))
+
+
+class Patches:
+    """(label, nuclei that the oracle will see) of each patch of 16 x 50 px."""
+
+    def __init__(self, *patches):
+        self.patch_labels = np.array([[label] for label, _ in patches], np.float32)
+        self._seen = [seen for _, seen in patches]
+        self.asked = []
+
+    def read_patch(self, index):
+        self.asked.append(index)
+        return LabelledPatch(str(index), np.full((16, 50, 3), self._seen[index], np.uint8), self.patch_labels[index])
+
+
+def score(source, indices=None, seed=0):
+    return score_on_patches(
+        Oracle(), source, range(len(source.patch_labels)) if indices is None else indices, "local", seed
+    )
+
+
+def test_shares_and_counts_by_hand():
+    """Two of three positive patches have a nucleus; one of four negative ones is spoilt, by three nuclei."""
+    source = Patches((1, 1), (1, 2), (1, 0), (0, 0), (0, 0), (0, 0), (0, 3))
+    found = score(source)
+    assert found == PatchScore(pytest.approx(2 / 3), 0.75, pytest.approx(3 / (4 * 16 * 50) * 1e6))
+    assert found.balanced == pytest.approx((2 / 3 + 0.75) / 2)
+
+
+def test_only_the_given_patches_count():
+    assert score(Patches((1, 1), (1, 0), (0, 3), (0, 0)), [0, 3]) == PatchScore(1.0, 1.0, 0.0)
+
+
+def test_what_is_not_there_is_not_judged():
+    positives, negatives, none = score(Patches((1, 1), (1, 0))), score(Patches((0, 0))), score(Patches((1, 1)), [])
+    assert (
+        positives.recall == positives.balanced == 0.5
+        and np.isnan([positives.specificity, positives.false_nuclei]).all()
+    )
+    assert negatives.specificity == negatives.balanced == 1 and np.isnan(negatives.recall)
+    assert np.isnan([*none, none.balanced]).all()
+
+
+def test_at_most_so_many_of_each_label_and_the_same_for_a_seed(monkeypatch):
+    monkeypatch.setattr(patch_score, "MOST_PATCHES", 5)
+    source = Patches(*((i % 2, 1) for i in range(40)))
+    asked = []
+    for seed in (1, 1, 2):
+        source.asked.clear()
+        score(source, seed=seed)
+        labels = source.patch_labels[source.asked, 0]
+        assert len(labels) == 10 and labels.sum() == 5
+        asked.append(list(source.asked))
+    assert asked[0] == asked[1] != asked[2]
