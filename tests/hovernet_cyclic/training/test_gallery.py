@@ -1,0 +1,72 @@
+"""Pictures of a run."""
+
+import numpy as np
+
+from dataloader.images import read_rgb
+from hovernet_cyclic.core.types import ActivationMap, ImageTile, PseudoMask, RawMaps
+from hovernet_cyclic.training.gallery import (
+    CROP,
+    GAP,
+    MOST_ROWS,
+    OUTLINE,
+    heat,
+    middle,
+    outline,
+    shade,
+    sheet,
+    write_gallery,
+)
+
+
+def grey(height, width, value=100):
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def test_the_middle_and_where_it_lies():
+    image = np.arange(400 * 350 * 3, dtype=np.uint32).astype(np.uint8).reshape(400, 350, 3)
+    shown, window = middle(image)
+    assert shown.shape == (CROP, CROP, 3)
+    np.testing.assert_array_equal(shown, image[window])
+    assert middle(image[:50, :60])[0].shape == (50, 60, 3)
+
+
+def test_an_outline_is_drawn_on_the_rim_and_between_touching_nuclei():
+    inst_map = np.zeros((20, 30), np.int32)
+    inst_map[5:15, 5:15], inst_map[5:15, 15:25] = 1, 70000
+    drawn = outline(grey(20, 30), inst_map)
+    marked = np.all(drawn == OUTLINE, axis=-1)
+    assert marked[5, 5:25].all() and marked[8, 14] and marked[8, 15]
+    assert not marked[8, 10] and not marked[inst_map == 0].any()
+
+
+def test_shade_greys_what_is_hidden_alone():
+    hidden = np.zeros((4, 4), bool)
+    hidden[0] = True
+    drawn = shade(grey(4, 4, 250), hidden)
+    assert (drawn[1:] == 250).all() and (drawn[0] < 200).all()
+
+
+def test_heat_has_one_scale_for_every_tile():
+    cold, hot = heat(np.full((4, 4), -20, np.float32)), heat(np.full((4, 4), 20, np.float32))
+    assert cold.max() < 10 and hot.mean() > 200
+    np.testing.assert_array_equal(heat(np.array([[0.0, 20.0]], np.float32))[:, :1], heat(np.zeros((1, 1), np.float32)))
+
+
+def test_a_sheet_takes_pictures_of_any_size():
+    page = sheet([[grey(10, 20), grey(30, 5)], [grey(4, 4)]])
+    assert page.shape == (2 * (30 + GAP), 2 * (20 + GAP), 3)
+    assert (page[:10, :20] == 100).all() and (page[10:36, :20] == 255).all()
+
+
+class Blind:
+    def raw_maps(self, image):
+        return RawMaps(np.zeros(image.shape[:2], np.float32), np.zeros((*image.shape[:2], 2), np.float32))
+
+
+def test_a_gallery_shows_few_of_many_tiles(tmp_path):
+    tiles = [ImageTile(str(i), grey(24, 40), 0.25) for i in range(20)]
+    activations = [ActivationMap(t.tile_id, np.zeros((1, 24, 40), np.float32), np.ones(1, np.float32)) for t in tiles]
+    empty = np.zeros((24, 40), np.int32)
+    masks = [PseudoMask(t.tile_id, 1, empty, empty == 0, np.zeros(0, np.float32)) for t in tiles]
+    write_gallery(tmp_path / "new" / "gallery.png", iter(tiles), activations, masks, Blind())
+    assert read_rgb(tmp_path / "new" / "gallery.png").shape == (MOST_ROWS * (24 + GAP), 4 * (40 + GAP), 3)

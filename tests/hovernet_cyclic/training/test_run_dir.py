@@ -1,0 +1,67 @@
+"""The folder of a run, and its log."""
+
+import json
+
+import pytest
+
+import config
+from hovernet_cyclic.core.errors import RecipeError
+from hovernet_cyclic.training.run_dir import RunDir, StageLog, describe_run
+
+
+def test_cycles_stand_in_order_of_number_not_of_name(tmp_path):
+    run = RunDir(tmp_path)
+    for cycle in (10, 2, 1):
+        (run.cycle(cycle) / "net.tar").write_bytes(b"")
+    run.cycle(3)
+    assert [cycle for cycle, _ in run.cycle_nets()] == [1, 2, 10], "the third is not done"
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    run = RunDir(tmp_path)
+    run.write_json("cycles.json", [1])
+    with pytest.raises(TypeError):
+        run.write_json("cycles.json", [object()])
+    assert run.read_json("cycles.json", None) == [1]
+    assert run.read_json("scores.json", "none yet") == "none yet"
+    assert [path.name for path in tmp_path.iterdir()] == ["cycles.json"]
+    (tmp_path / "cycles.json").write_text("[1")
+    with pytest.raises(RecipeError, match=r"cycles\.json"):
+        run.read_json("cycles.json", None)
+
+
+def test_a_run_is_described_so_that_it_can_be_done_again(tmp_path):
+    run = RunDir.open(tmp_path / "run", resume=False)
+    recipe = config.folder()
+    describe_run(run, recipe, "here")
+    described = json.loads((run.path / "recipe.json").read_text())
+    assert described["recipe"] == recipe.to_dict() and described["data_dir"] == "here"
+    assert described["command"] and all(described["versions"][name] for name in ("torch", "numpy", "hovernet_cyclic"))
+    describe_run(run, recipe, "moved")
+    with pytest.raises(RecipeError, match="another recipe"):
+        describe_run(run, config.benchmark(), "here")
+    assert json.loads((run.path / "recipe.json").read_text())["data_dir"] == "moved"
+
+
+def test_a_quiet_log_prints_nothing_and_keeps_its_losses(tmp_path, cpu, capsys):
+    log = StageLog(RunDir(tmp_path), quiet=True)
+    seen = []
+    for step, item in enumerate(log.stage("cycle 1 back end", cpu).steps(iter("abc"), 3, images=4)):
+        seen.append(item)
+        log.loss("back_end", step, {"np_bce": 1.0, "np_dice": step / 2})
+    log.say("not heard")
+    log.close()
+    assert seen == list("abc") and log.losses == [1.0, 1.5, 2.0]
+    assert capsys.readouterr() == ("", "")
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+
+
+def test_a_log_shows_stage_loss_and_throughput(tmp_path, cpu, capsys):
+    log = StageLog(RunDir(tmp_path))
+    for step, _ in enumerate(log.stage("cycle 1 back end", cpu).steps(iter("ab"), 2, images=4)):
+        log.loss("back_end", step, {"np_bce": 0.25})
+    log.say("kept")
+    log.close()
+    printed = capsys.readouterr()
+    assert "cycle 1 back end" in printed.err and "loss 0.250" in printed.err and "images/s" in printed.err
+    assert "kept" in printed.out
