@@ -8,7 +8,7 @@ import numpy as np
 from hovernet_cyclic.core.types import SegmentedTile, UInt8Array
 from infer.type_info import TypeInfo
 
-_LINE = 2  # px
+_LINE = 1  # px: a wider line hides the border between touching nuclei
 _DOT_RADIUS = 3  # px
 _DOT = (255, 0, 0)
 
