@@ -108,7 +108,8 @@ def teach_classifier(work: Work, cycle: int) -> None:
     classifier = work.networks.classifier
     train_front_end(classifier, sampler, steps, settings, work.log.stage(f"cycle {cycle} front end", work.device))
     accuracy = patch_accuracy(classifier, work.source, work.held_patches, work.device)
-    work.log.say(f"cycle {cycle}: the classifier is right on {accuracy:.1%} of the held-out patches (balanced)")
+    if not np.isnan(accuracy):
+        work.log.say(f"cycle {cycle}: the classifier is right on {accuracy:.1%} of the held-out patches (balanced)")
 
 
 def label_tiles(work: Work, cycle: int, activations: list[ActivationMap], with_teacher: bool) -> None:

@@ -66,6 +66,8 @@ class Networks:
         if self.best is None or not score < self.best_score:  # a score that is nan is below nothing
             before = f", {self.best_score:.3f} before" if self.best is not None else ""
             self.best_cycle, self.best_score, self.best = cycle, score, self._weights()
+            if math.isnan(score):
+                return True, "kept: there are no held-out patches to judge it by"
             return True, f"kept: {score:.3f} of the held-out patches judged right{before}"
         self._load(self.best)
         return False, f"rolled back to cycle {self.best_cycle}: {score:.3f} is below its {self.best_score:.3f}"

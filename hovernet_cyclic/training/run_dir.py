@@ -13,6 +13,7 @@ LOG_DIR/
 from __future__ import annotations
 
 import json
+import math
 import platform
 import sys
 from collections.abc import Iterator
@@ -89,10 +90,10 @@ class RunDir:
         return sorted(found)
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Write LOG_DIR/<name>."""
+        """Write LOG_DIR/<name>. Numbers that are nan become null, as JSON knows no nan."""
         path = self.path / name
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         partial.replace(path)
         return path
 
@@ -103,6 +104,14 @@ class RunDir:
             return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
         except ValueError as error:
             raise RecipeError(f"{path}: this is no JSON any more: give another --log_dir and start again.") from error
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def is_same_run(begun: dict[str, Any], recipe: TrainRecipe) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 import config
@@ -28,6 +29,13 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
     (tmp_path / "cycles.json").write_text("[1")
     with pytest.raises(RecipeError, match=r"cycles\.json"):
         run.read_json("cycles.json", None)
+
+
+def test_what_is_unknown_is_null(tmp_path):
+    path = RunDir(tmp_path).write_json("cycles.json", [{"recall": float("nan"), "kept": True, "rows": (1.5, np.nan)}])
+    assert json.loads(path.read_text(), parse_constant=pytest.fail) == [
+        {"recall": None, "kept": True, "rows": [1.5, None]}
+    ]
 
 
 def test_a_run_is_described_so_that_it_can_be_done_again(tmp_path):
