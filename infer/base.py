@@ -8,7 +8,7 @@ from dataloader.infer_loader import TilePatches
 from hovernet_cyclic.core.errors import RecipeError
 from hovernet_cyclic.core.types import RawMaps, UInt8Array
 from infer.stitch import TileStitcher
-from models.hovernet.net_desc import HoVerNet, HoVerOutput, patch_shapes, softmax_maps
+from models.hovernet.net_desc import HoVerNet, HoVerOutput, patch_shapes, softmax_maps, type_probabilities
 
 
 class NetworkSegmenter:
@@ -61,6 +61,10 @@ class NetworkSegmenter:
 def _place(stitcher: TileStitcher, indices: range, output: HoVerOutput) -> None:
     np_prob, hv_map, types = softmax_maps(output)
     np_probs, hv_maps = np_prob.cpu().numpy(), hv_map.cpu().numpy()
-    type_maps = None if types is None else types.cpu().numpy()
+    if types is None:
+        for place, index in enumerate(indices):
+            stitcher.place(index, np_probs[place], hv_maps[place], None)
+        return
+    type_maps, type_probs = types.cpu().numpy(), type_probabilities(output).cpu().numpy()
     for place, index in enumerate(indices):
-        stitcher.place(index, np_probs[place], hv_maps[place], None if type_maps is None else type_maps[place])
+        stitcher.place(index, np_probs[place], hv_maps[place], type_maps[place], type_probs[place])

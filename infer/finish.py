@@ -49,7 +49,7 @@ class Finisher:
     def __call__(self, job: TileJob) -> int:
         """Write the files of a tile and return the number of its nuclei."""
         inst_map = segment(job.raw, self.variant)
-        nuclei = extract_nuclei(inst_map, job.raw.type_map)
+        nuclei = extract_nuclei(inst_map, job.raw.type_map, job.raw.type_probs)
         self.outputs.discard(job.path.stem)  # an earlier run may have written more kinds of files
         self.outputs.write(SegmentedTile(job.path.stem, inst_map, nuclei, self.mpp), job.image, job.raw)
         return len(nuclei)

@@ -23,7 +23,8 @@ UNTYPED_NAME = "Nucleus"
 def feature_collection(tile: SegmentedTile, types: TypeInfo) -> dict[str, Any]:
     """The tile's nuclei as a GeoJSON FeatureCollection for QuPath 0.4 and later, coordinates in px of the tile.
 
-    Measurements: inst_id, area_px, area_um2 where tile.mpp is known, type_prob where there are types.
+    Measurements: inst_id, area_px, area_um2 where tile.mpp is known; where there are types type_prob, and 'p(NAME)',
+    the mean probability of each type over the nucleus.
     """
     return {"type": "FeatureCollection", "features": [_feature(tile, i, types) for i in tile.nuclei]}
 
@@ -38,7 +39,10 @@ def _feature(tile: SegmentedTile, inst_id: int, types: TypeInfo) -> dict[str, An
         "properties": {
             "objectType": "detection",
             "classification": {"name": name, "color": list(types.colour(nucleus.type_id))},
-            "measurements": _measurements(inst_id, nucleus, int(mask.sum()), tile.mpp),
+            "measurements": {
+                **_measurements(inst_id, nucleus, int(mask.sum()), tile.mpp),
+                **_type_measurements(nucleus, types),
+            },
         },
     }
 
@@ -47,9 +51,13 @@ def _measurements(inst_id: int, nucleus: Nucleus, area: int, mpp: float | None) 
     measurements: dict[str, float] = {"inst_id": inst_id, "area_px": area}
     if mpp is not None:
         measurements["area_um2"] = round(area * mpp * mpp, 4)
-    if nucleus.type_prob is not None:
-        measurements["type_prob"] = round(nucleus.type_prob, 6)
     return measurements
+
+
+def _type_measurements(nucleus: Nucleus, types: TypeInfo) -> dict[str, float]:
+    measurements = {} if nucleus.type_prob is None else {"type_prob": round(nucleus.type_prob, 6)}
+    probs = [] if nucleus.type_probs is None else nucleus.type_probs.tolist()
+    return {**measurements, **{f"p({types.name(i)})": round(prob, 6) for i, prob in enumerate(probs)}}
 
 
 def _mask(tile: SegmentedTile, inst_id: int) -> UInt8Array:

@@ -75,7 +75,8 @@ def json_file(nuclei: Mapping[int, Nucleus], mag: float | None = None) -> bytes:
     """hover_net's JSON. nuclei: inst_id -> Nucleus. mag: magnification of the coordinates, None for tiles.
 
     {"mag": ..., "nuc": {"<inst_id>": {"bbox": [[row, column], [row, column]] half-open, "centroid": [x, y],
-    "contour": [[x, y], ...] not closed, "type_prob": number or null, "type": integer or null}}}.
+    "contour": [[x, y], ...] not closed, "type_prob": number or null, "type": integer or null}}}; beside these, where
+    types are told, "type_probs": the mean probability of each type over the nucleus, background first.
     """
     content = {"mag": mag, "nuc": {str(inst_id): _described(nucleus) for inst_id, nucleus in nuclei.items()}}
     return json.dumps(content).encode()
@@ -83,13 +84,16 @@ def json_file(nuclei: Mapping[int, Nucleus], mag: float | None = None) -> bytes:
 
 def _described(nucleus: Nucleus) -> dict[str, Any]:
     box = nucleus.bbox
-    return {
+    described: dict[str, Any] = {
         "bbox": [[box.top, box.left], [box.bottom, box.right]],
         "centroid": list(nucleus.centroid),
         "contour": nucleus.contour.tolist(),
         "type_prob": nucleus.type_prob,
         "type": nucleus.type_id,
     }
+    if nucleus.type_probs is not None:  # after hover_net's own entries, which stay as they are
+        described["type_probs"] = [round(prob, 6) for prob in nucleus.type_probs.tolist()]
+    return described
 
 
 def mat_file(tile: SegmentedTile, raw: RawMaps | None = None, typed: bool = False) -> bytes:
@@ -97,7 +101,8 @@ def mat_file(tile: SegmentedTile, raw: RawMaps | None = None, typed: bool = Fals
 
     inst_map int32 (H, W); inst_uid int32 (N, 1); inst_type int64 (N, 1) if typed; inst_centroid float64 (N, 2), x, y;
     raw_map float32 (H, W, 3 or 4), [type,] np probability, h, v, if `raw` is given. Without nuclei inst_uid and
-    inst_type are (0, 1) and inst_centroid (0, 0), float64.
+    inst_type are (0, 1) and inst_centroid (0, 0), float64. Beyond hover_net's: inst_type_probs float32 (N, T), the mean
+    probability of each type, where nuclei have it.
     """
     content: dict[str, Any] = {"inst_map": tile.inst_map, **_columns(tile.nuclei, typed)}
     if raw is not None:
@@ -115,7 +120,8 @@ def _columns(nuclei: Mapping[int, Nucleus], typed: bool) -> dict[str, Any]:
     if typed:
         columns["inst_type"] = np.array([nucleus.type_id or 0 for nucleus in nuclei.values()], np.int64)[:, None]
     columns["inst_centroid"] = np.array([nucleus.centroid for nucleus in nuclei.values()], np.float64)
-    return columns
+    probs = [nucleus.type_probs for nucleus in nuclei.values() if nucleus.type_probs is not None]
+    return {**columns, "inst_type_probs": np.stack(probs)} if len(probs) == len(nuclei) else columns
 
 
 def _raw_map(raw: RawMaps) -> Float32Array:

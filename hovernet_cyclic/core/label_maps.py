@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from hovernet_cyclic.core.types import Box, Int32Array, Int64Array, Nucleus
+from hovernet_cyclic.core.types import Box, Float32Array, Int32Array, Int64Array, Nucleus
 
 LabelArray = npt.NDArray[np.integer[Any]]
 
@@ -127,16 +127,38 @@ def majority_types(inst_map: LabelArray, type_map: LabelArray) -> dict[int, tupl
     }
 
 
-def extract_nuclei(inst_map: LabelArray, type_map: LabelArray | None = None) -> dict[int, Nucleus]:
+def mean_type_probs(inst_map: LabelArray, type_probs: npt.NDArray[np.floating[Any]]) -> dict[int, Float32Array]:
+    """inst_id -> float32 (T,), ascending ids: the mean over the nucleus' pixels of the probability of each type.
+
+    inst_map: integer (H, W). type_probs: floating (H, W, T). The most probable type need not be that of
+    `majority_types`, which counts each pixel for its most probable type alone.
+    """
+    ids, areas = instance_areas(inst_map)
+    inside = np.flatnonzero(inst_map)
+    index = instance_indices(inst_map.ravel()[inside], ids) - 1
+    of_pixels = type_probs.reshape(-1, type_probs.shape[-1])[inside]
+    sums = [np.bincount(index, weights=column, minlength=ids.size) for column in of_pixels.T]
+    means = (np.stack(sums, axis=1) / areas[:, None]).astype(np.float32)
+    return dict(zip(ids.tolist(), means, strict=True))
+
+
+def extract_nuclei(
+    inst_map: LabelArray,
+    type_map: LabelArray | None = None,
+    type_probs: npt.NDArray[np.floating[Any]] | None = None,
+) -> dict[int, Nucleus]:
     """inst_id -> Nucleus, ascending ids, as hover_net describes nuclei (models/hovernet/post_proc.py).
 
-    inst_map: integer (H, W); type_map: integer (H, W) or None. Coordinates are tile px. The contour is OpenCV's first
-    one of the instance (RETR_TREE, CHAIN_APPROX_SIMPLE); an instance whose contour has fewer than 3 points is left
-    out. The centroid is that of its pixels. For types see `majority_types`. Raises ValueError for unequal shapes.
+    inst_map: integer (H, W); type_map: integer (H, W) or None; type_probs: floating (H, W, T) or None. Coordinates are
+    tile px. The contour is OpenCV's first one of the instance (RETR_TREE, CHAIN_APPROX_SIMPLE); an instance whose
+    contour has fewer than 3 points is left out. The centroid is that of its pixels. For types see `majority_types` and
+    `mean_type_probs`. Raises ValueError for unequal shapes.
     """
-    if type_map is not None and type_map.shape != inst_map.shape:
-        raise ValueError(f"type_map {type_map.shape} and inst_map {inst_map.shape} differ in shape")
+    for name, of_types in (("type_map", type_map), ("type_probs", type_probs)):
+        if of_types is not None and of_types.shape[:2] != inst_map.shape:
+            raise ValueError(f"{name} {of_types.shape} and inst_map {inst_map.shape} differ in shape")
     types: Mapping[int, tuple[int, float]] = {} if type_map is None else majority_types(inst_map, type_map)
+    probs = {} if type_probs is None else mean_type_probs(inst_map, type_probs)
     nuclei = {}
     for inst_id, box in boxes(inst_map).items():
         mask = (inst_map[box.top : box.bottom, box.left : box.right] == inst_id).astype(np.uint8)
@@ -150,6 +172,7 @@ def extract_nuclei(inst_map: LabelArray, type_map: LabelArray | None = None) -> 
             contour=contour + np.array([box.left, box.top], np.int32),
             type_id=type_id,
             type_prob=type_prob,
+            type_probs=probs.get(inst_id),
         )
     return nuclei
 

@@ -40,7 +40,8 @@ class DataSettings:
 
     mpp: micrometres per pixel of images, patches and network. class_names: the C image-level classes. type_names:
     nucleus types, index 0 is background; empty where the data has none. valid_fraction: share of the groups of
-    image-level patches that is held out to judge a cycle.
+    image-level patches that is held out to judge a cycle. annotated_tiles: which training tiles are learnt from by
+    their drawn masks, where `supervision` allows it: how many, first by name, or their names; None for all there are.
     """
 
     reader: str
@@ -48,20 +49,31 @@ class DataSettings:
     class_names: tuple[str, ...] = ("nucleus",)
     type_names: tuple[str, ...] = ()
     valid_fraction: float = 0.15
+    annotated_tiles: int | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         _one_of("data.reader", self.reader, READERS)
         _positive("data.mpp", self.mpp)
         _in_unit("data.valid_fraction", self.valid_fraction)
+        chosen = self.annotated_tiles
+        some = chosen > 0 if isinstance(chosen, int) else isinstance(chosen, tuple) and len(chosen) > 0
+        _check(
+            chosen is None or some,
+            f"data.annotated_tiles is {chosen!r}: give a number from 1, a tuple of names, or leave it out.",
+        )
 
 
 @dataclass(frozen=True)
 class NetSettings:
-    """The back end's network. mode: see NET_MODES. nr_types: number of types with background, or None."""
+    """The back end's network. mode: see NET_MODES. nr_types: number of types with background, or None.
+
+    pretrained: file of weights that the encoder of both ends starts from (see models/pretrained.py), or None.
+    """
 
     mode: str = "small"
     nr_types: int | None = None
     post_proc: str = "local"
+    pretrained: str | None = None
 
     def __post_init__(self) -> None:
         _one_of("net.mode", self.mode, NET_MODES)
@@ -157,6 +169,8 @@ class BackEndSettings:
     Between the parts the teacher widens the pseudo masks. patch_shape: (h, w) px of the network's output in training.
     negatives_per_batch: of the batch, how many are made of negative patches, on which every pixel is background.
     consistency_weight: weight of the student's squared distance to the teacher on pixels that are not trusted.
+    annotated_per_batch: of the batch, how many are crops of tiles with drawn masks, in a mixed run. frozen_steps: of a
+    run on masks, how many steps leave the encoder as it is, before the others.
     """
 
     steps: int = 600
@@ -169,6 +183,8 @@ class BackEndSettings:
     widen_rounds: int = 1
     hv_weight: float = 2.0
     consistency_weight: float = 1.0
+    annotated_per_batch: int = 1
+    frozen_steps: int = 0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "learning_rate"):
@@ -183,6 +199,11 @@ class BackEndSettings:
             f"back_end.widen_rounds is {self.widen_rounds}: give 0 or more, fewer than back_end.steps ({self.steps}).",
         )
         _check(
+            0 <= self.frozen_steps <= self.steps,
+            f"back_end.frozen_steps is {self.frozen_steps}: give a number from 0 to back_end.steps ({self.steps}).",
+        )
+        _check(self.annotated_per_batch >= 0, "back_end.annotated_per_batch is negative: give 0 or more.")
+        _check(
             0 <= self.negatives_per_batch < self.batch_size,
             f"back_end.negatives_per_batch is {self.negatives_per_batch}: leave room for tiles in the batch.",
         )
@@ -190,7 +211,11 @@ class BackEndSettings:
 
 @dataclass(frozen=True)
 class TrainRecipe:
-    """Everything that decides a run but the folder of its data and the devices it runs on."""
+    """Everything that decides a run but the folder of its data and the devices it runs on.
+
+    supervision: 'image_level', 'mixed' (and a few tiles with drawn masks), or 'masks' (these alone: one cycle, and no
+    front end).
+    """
 
     name: str
     data: DataSettings
@@ -208,6 +233,29 @@ class TrainRecipe:
         _one_of("supervision", self.supervision, SUPERVISIONS)
         _positive("num_cycles", self.num_cycles)
         _check(0 <= self.seed < 2**32, f"seed is {self.seed}: give a whole number from 0 to 2^32 - 1.")
+        if self.supervision != "image_level":
+            self._check_types()
+        if self.supervision == "mixed":
+            self._check_mixed()
+
+    def _check_types(self) -> None:
+        named, known = len(self.data.type_names), self.net.nr_types
+        _check(
+            named == 0 or known in (None, named),
+            f"net.nr_types is {known} but data.type_names names {named}, background included: make them agree.",
+        )
+
+    def _check_mixed(self) -> None:
+        back_end = self.back_end
+        _check(
+            self.data.annotated_tiles is not None,
+            "supervision is 'mixed' but data.annotated_tiles is left out: say which tiles have drawn masks.",
+        )
+        _check(
+            0 < back_end.annotated_per_batch <= back_end.batch_size - back_end.negatives_per_batch,
+            f"back_end.annotated_per_batch is {back_end.annotated_per_batch}: a mixed run takes 1 or more, as many as "
+            "back_end.batch_size leaves beside back_end.negatives_per_batch.",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only (dict, list, str, numbers, None): what a checkpoint stores."""

@@ -16,6 +16,7 @@ import numpy.typing as npt
 UInt8Array: TypeAlias = npt.NDArray[np.uint8]
 Int32Array: TypeAlias = npt.NDArray[np.int32]
 Int64Array: TypeAlias = npt.NDArray[np.int64]
+Float16Array: TypeAlias = npt.NDArray[np.float16]
 Float32Array: TypeAlias = npt.NDArray[np.float32]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
@@ -108,12 +109,14 @@ class RawMaps:
     """The network's answer for one tile.
 
     np_prob: float32 (H, W), probability of nucleus in [0, 1]. hv_map: float32 (H, W, 2), horizontal then vertical.
-    type_map: uint8 (H, W), most probable type, or None.
+    type_map: uint8 (H, W), most probable type, or None. type_probs: float16 (H, W, T), probability of each type in
+    [0, 1], or None (half precision, for there are T of them).
     """
 
     np_prob: Float32Array
     hv_map: Float32Array
     type_map: UInt8Array | None = None
+    type_probs: Float16Array | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,8 @@ class Nucleus:
     """One segmented nucleus, in pixels of its tile.
 
     bbox: half-open box. centroid: (x, y), pixel centres at integers. contour: int32 (K, 2), x then y, K >= 3, not
-    closed. type_id: class, or None. type_prob: share of its pixels of that class, or None.
+    closed. type_id: class, or None. type_prob: share of its pixels of that class, or None. type_probs: float32 (T,),
+    mean over its pixels of the probability of each type, background first, or None.
     """
 
     bbox: Box
@@ -129,6 +133,7 @@ class Nucleus:
     contour: Int32Array
     type_id: int | None = None
     type_prob: float | None = None
+    type_probs: Float32Array | None = None
 
 
 @dataclass(frozen=True)

@@ -118,9 +118,10 @@ def is_same_run(begun: dict[str, Any], recipe: TrainRecipe) -> bool:
     """Whether `recipe` goes on with the run that was begun by TrainRecipe.to_dict() `begun`.
 
     The number of cycles may differ, so that a finished run can be given more, and the folder may have been moved.
+    Settings that `begun` does not know yet count as their defaults. Raises RecipeError for one that it alone knows.
     """
     free = {"num_cycles": recipe.num_cycles, "log_dir": recipe.log_dir}
-    return {**begun, **free} == recipe.to_dict()
+    return TrainRecipe.from_dict({**begun, **free}) == recipe
 
 
 def describe_run(run: RunDir, recipe: TrainRecipe, data_dir: str) -> None:

@@ -188,3 +188,10 @@ def softmax_maps(output: HoVerOutput) -> tuple[Tensor, Tensor, Tensor | None]:
     np_prob = output.np.float().softmax(1)[:, 1]
     types = None if output.tp is None else output.tp.argmax(1).to(torch.uint8)
     return np_prob, output.hv.float().permute(0, 2, 3, 1).contiguous(), types
+
+
+@torch.no_grad()
+def type_probabilities(output: HoVerOutput) -> Tensor:
+    """Probability of each type, float16 (B, h, w, T), of the output of a network that tells types."""
+    assert output.tp is not None, "this network tells no types"
+    return output.tp.float().softmax(1).permute(0, 2, 3, 1).half().contiguous()
