@@ -1,4 +1,4 @@
-"""The first losses of the demo's recipe: python benchmarks/demo_losses.py writes tests/assets/demo_losses.json.
+"""The first losses of the demo's recipe: python -m benchmarks.demo_losses writes tests/assets/demo_losses.json.
 
 A change of network, loss, sampling, augmentation or drawing shows here at once. Settings are the recipe's own; the data
 is a small drawing (patches of 64 px), so that the curve takes seconds. Regenerate after a change that was meant, and

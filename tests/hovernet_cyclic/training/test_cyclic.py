@@ -10,9 +10,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from hovernet_cyclic.core.errors import CheckpointError, DatasetError
 from hovernet_cyclic.training import cyclic
+from models.checkpoint import load_checkpoint
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -123,6 +125,51 @@ def spoil(data_dir, fate):
         else:
             for path in folder.iterdir():
                 path.write_bytes(b"never to be read")
+
+
+def test_each_stage_is_given_the_patches_that_are_its_own(drawn_once, tmp_path, train, monkeypatch):
+    """The classifier learns from patches that are not held out, the student from canvases of the negative ones."""
+    given = {}
+
+    def spied(name, position):
+        honest = getattr(cyclic, name)
+
+        def spy(*arguments):
+            given[name] = arguments[position]
+            return honest(*arguments)
+
+        monkeypatch.setattr(cyclic, name, spy)
+
+    for name, position in (("PatchSampler", 1), ("TileSampler", 1), ("patch_accuracy", 2), ("score_on_patches", 2)):
+        spied(name, position)
+    train(drawn_once, tmp_path / "run", num_cycles=1)
+    source, negatives = given["TileSampler"]
+    learnt, held = set(given["PatchSampler"]), set(given["score_on_patches"])
+    assert held and learnt | held == set(range(32)) and not learnt & held
+    assert set(given["patch_accuracy"]) == held
+    assert set(negatives) == {i for i in learnt if source.patch_labels[i, 0] == 0} and len(negatives) > 5
+
+
+def test_the_encoder_goes_round(drawn_once, tmp_path, train, finished, monkeypatch):
+    """The student begins a cycle with the classifier's encoder, the classifier the next one with the teacher's."""
+
+    def same_encoder(one, other):
+        shared = set(one) & set(other)
+        return len(shared) > 50 and all(torch.equal(one[name], other[name]) for name in shared)
+
+    handed_over = []
+    honest = cyclic.teach_student
+
+    def spy(work, cycle, part):
+        networks = work.networks
+        handed_over.append(same_encoder(networks.classifier.state_dict(), networks.student.state_dict()))
+        return honest(work, cycle, part)
+
+    monkeypatch.setattr(cyclic, "teach_student", spy)
+    train(drawn_once, tmp_path / "run", num_cycles=1)
+    assert handed_over == [True, False], "in the second part of the back end the student has moved on"
+    state = load_checkpoint(finished.state)
+    assert same_encoder(state.classifier, state.teacher)
 
 
 def test_the_folder_of_a_run_is_as_described(finished):

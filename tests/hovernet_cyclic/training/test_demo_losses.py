@@ -1,6 +1,6 @@
 """A committed loss curve: what changes training by accident shows here.
 
-A change that was meant: run `python benchmarks/demo_losses.py` and commit the new curve with the reason.
+A change that was meant: run `python -m benchmarks.demo_losses` and commit the new curve with the reason.
 """
 
 import json

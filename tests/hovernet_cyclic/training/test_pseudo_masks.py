@@ -70,6 +70,14 @@ def test_a_doubtful_pixel_is_trusted_only_close_to_a_taught_nucleus():
     assert not mask.trusted[y + 5 + 4, x] and not mask.trusted[spots(1)[0][1], spots(1)[0][0]]
 
 
+def test_an_unsure_neighbour_of_a_taught_nucleus_stays_unsaid():
+    others = [candidate(x, y, 0.0) for x, y in spots(20)[10:]]
+    taught, unsure = candidate(20, 20, 9.0), candidate(32, 20, 5.0)  # a pixel between them
+    (mask,) = make_pseudo_masks([tile_of(*others, unsure, taught)], 1, MPP, 0.9, SETTINGS)
+    assert mask.inst_map.max() == 1 and mask.inst_map[20, 20] == 1
+    assert mask.trusted[20, 25] and not mask.trusted[20, 27:38].any(), "though it lies within the surround"
+
+
 def test_without_candidates_all_is_background():
     masks = make_pseudo_masks([tile_of(), tile_of(name="u")], 1, MPP, 0.6, SETTINGS)
     for mask in masks:
