@@ -176,13 +176,13 @@ class BackEndSettings:
     steps: int = 600
     batch_size: int = 4
     patch_shape: tuple[int, int] = (192, 192)
-    negatives_per_batch: int = 1
+    negatives_per_batch: int = 0
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     ema_decay: float = 0.99
-    widen_rounds: int = 1
+    widen_rounds: int = 0
     hv_weight: float = 2.0
-    consistency_weight: float = 1.0
+    consistency_weight: float = 0.1
     annotated_per_batch: int = 1
     frozen_steps: int = 0
 
