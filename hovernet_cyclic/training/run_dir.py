@@ -3,7 +3,7 @@
 LOG_DIR/
   recipe.json             the recipe, the command and the versions
   tensorboard/            loss curves
-  cycle_1/, cycle_2/ ...  pseudo_masks/*.npz, gallery.png, classifier.tar, net.tar
+  cycle_1/, cycle_2/ ...  pseudo_masks/*.npz, gallery.png, net.tar
   cycles.json             a row a cycle: the mask-free score, kept or rolled back and why, seconds
   state.tar               where a resumed run goes on
   net.tar                 the product: teacher weights and recipe
