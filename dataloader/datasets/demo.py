@@ -116,7 +116,7 @@ def _write_patches(folder: Path, seed: int, sizes: DemoSizes, positive: bool) ->
         image = photograph(tissue, random_stain(rng), rng)
         for window, box in _windows(tissue.inst_map, sizes.patch, positive):
             if written < wanted:
-                write_png(folder / f"field_{index:03d}_{window}.png", image[box])
+                write_png(folder / f"field_{index:03d}__{window}.png", image[box])
                 written += 1
         index += 1
 

@@ -61,8 +61,11 @@ class FolderSource:
 
     @property
     def patch_groups(self) -> Sequence[str]:
-        """The stem of each patch's file: a positive and a negative patch of one stem are held out together."""
-        return [path.stem for path, _ in self._patches]
+        """What stands before a double underscore in each file's name, all of it where there is none.
+
+        Patches of one group come from one image, and are held out together: slide7__0001.png, slide7__0002.png.
+        """
+        return [path.stem.split("__")[0] for path, _ in self._patches]
 
     def read_patch(self, index: int) -> LabelledPatch:
         """The patch at `index`: image uint8 (h, w, 3) RGB; labels float32 (1,). Raises DatasetError."""
