@@ -126,3 +126,11 @@ def test_a_label_map_among_the_patches_is_refused_when_read(data_dir):
     write_png(data_dir / "patches" / "positive" / "a.png", np.zeros((16, 16), np.uint16))
     with pytest.raises(DatasetError, match="label map"):
         open_source(SETTINGS, str(data_dir)).train.read_patch(0)
+
+
+def test_patches_named_after_one_slide_are_one_group(data_dir):
+    kept = data_dir / "patches" / "positive" / "a.png"
+    for name in ("slide7__01.png", "slide7__02.png", "slide_8_01.png"):
+        (kept.parent / name).write_bytes(kept.read_bytes())
+    groups = list(open_source(SETTINGS, str(data_dir)).train.patch_groups)
+    assert groups.count("slide7") == 2 and "slide_8_01" in groups
