@@ -36,6 +36,45 @@ def benchmark() -> TrainRecipe:
     return TrainRecipe(name="benchmark", data=DataSettings(reader="benchmark", mpp=0.25))
 
 
+def benchmark_mixed() -> TrainRecipe:
+    """As `benchmark`, and two training images (the first two by name) with their drawn masks."""
+    return TrainRecipe(
+        name="benchmark_mixed",
+        data=DataSettings(reader="benchmark", mpp=0.25, annotated_tiles=2),
+        supervision="mixed",
+    )
+
+
+def benchmark_masks() -> TrainRecipe:
+    """The drawn masks of all training images of the benchmark: what image-level labels are measured against."""
+    return TrainRecipe(
+        name="benchmark_masks",
+        data=DataSettings(reader="benchmark", mpp=0.25),
+        supervision="masks",
+        back_end=BackEndSettings(steps=1800),
+        num_cycles=1,
+    )
+
+
+def consep_types() -> TrainRecipe:
+    """Nuclei and their types, from CoNSeP's drawn masks and class maps. Tiles 15, 22 and 26 are left to score on."""
+    tiles = (2, 3, 4, 5, 7, 11, 12, 13, 16, 21, 25, 27)
+    names = ("background", "other", "inflammatory", "epithelial", "spindle")
+    return TrainRecipe(
+        name="consep_types",
+        data=DataSettings(
+            reader="benchmark",
+            mpp=0.25,
+            type_names=names,
+            annotated_tiles=tuple(f"train_{number}" for number in tiles),
+        ),
+        supervision="masks",
+        net=NetSettings(nr_types=len(names)),
+        back_end=BackEndSettings(steps=1800),
+        num_cycles=1,
+    )
+
+
 def fast() -> TrainRecipe:
     """A folder of your own with HoVer-Net's own network (pre-activated ResNet-50, 256 -> 164): give it a GPU."""
     return TrainRecipe(
@@ -67,6 +106,9 @@ RECIPES: dict[str, Callable[[], TrainRecipe]] = {
     "demo": demo,
     "folder": folder,
     "benchmark": benchmark,
+    "benchmark_mixed": benchmark_mixed,
+    "benchmark_masks": benchmark_masks,
+    "consep_types": consep_types,
     "fast": fast,
     "original": original,
     "custom": custom,

@@ -9,7 +9,8 @@ Usage:
 Options:
   -h --help          Show this text.
   --version          Show the version.
-  --recipe=<name>    A function of config.py: demo, folder, benchmark, fast, original, custom. [default: demo]
+  --recipe=<name>    A function of config.py: demo, folder, benchmark, fast, original, custom; benchmark_mixed,
+                     benchmark_masks and consep_types learn from drawn masks too. [default: demo]
   --data_dir=<dir>   Folder of the data. The demo draws its own there. [default: datasets]
   --log_dir=<dir>    Folder of this run; logs/<recipe> if not given.
   --gpu=<ids>        Comma list such as 0,1, or cpu. GPUs if there are any, else the CPU, if not given.
@@ -19,21 +20,33 @@ Options:
   --view=<split>     Write a sheet of what training or scoring would be given, and stop: train or valid.
 
 The product is LOG_DIR/net.tar, which run_infer.py takes as --model_path. Drawn masks, where there are any, are opened
-after training only, to report scores. Exit code: 0 done, 1 trained but not scored, 2 bad
-input.
+after training only, to report scores, unless the recipe's supervision says that it learns from them. Exit code: 0 done,
+1 trained but not scored, 2 bad input.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hovernet_cyclic.command_line import exit_with
 from hovernet_cyclic.core.errors import HoverNetCyclicError, RecipeError
 from hovernet_cyclic.core.settings import TrainRecipe
+
+if TYPE_CHECKING:
+    from hovernet_cyclic.core.types import DataSplits
+    from hovernet_cyclic.training.run_dir import RunDir
+    from models.devices import Device
+
+
+class Plan(NamedTuple):
+    """What a run learns from, in words, and what is to be called with its folder and device; answers with net.tar."""
+
+    content: str
+    start: Callable[[RunDir, Device], Path]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,23 +86,62 @@ def chosen_recipe(arguments: Mapping[str, Any]) -> TrainRecipe:
 def train(arguments: Mapping[str, Any], recipe: TrainRecipe) -> int:
     """Open the data, train, and score in a process of its own."""
     from dataloader.datasets import open_source
-    from hovernet_cyclic.training.cyclic import check_source, run_cycles
     from hovernet_cyclic.training.evaluate import score_in_own_process
     from hovernet_cyclic.training.run_dir import RunDir, describe_run
     from models.devices import choose_device
 
     device = choose_device(arguments["--gpu"])
-    RunDir.find(recipe.log_dir, arguments["--resume"])  # quick to refuse, before the data is drawn or read
-    splits = open_source(recipe.data, arguments["--data_dir"])
-    check_source(recipe, splits.train)
+    found = RunDir.find(recipe.log_dir, arguments["--resume"])  # quick to refuse, before the data is drawn or read
+    splits = open_source(recipe.data, arguments["--data_dir"], with_patches=recipe.supervision != "masks")
+    encoder = "" if found.state.exists() else pretrained_encoder(recipe)
+    plan = {"image_level": image_level, "mixed": mixed, "masks": masks}[recipe.supervision]
+    content, start = plan(recipe, splits, arguments["--data_dir"])
     run = RunDir.open(recipe.log_dir, arguments["--resume"])
     describe_run(run, recipe, arguments["--data_dir"])
-    print(f"{recipe.name}: {len(splits.train.tile_ids)} tiles, {len(splits.train.patch_labels)} labelled patches")
-    net = run_cycles(recipe, splits.train, run, device)
-    print(f"The network: {net}")
+    print(f"{recipe.name}: {content}{encoder}")
+    print(f"The network: {start(run, device)}")
     if arguments["--no_scores"] or not (splits.valid or splits.test):
         return 0
     return 0 if score_in_own_process(run, arguments["--data_dir"], str(device.torch_device)) else 1
+
+
+def image_level(recipe: TrainRecipe, splits: DataSplits, data_dir: str) -> Plan:
+    """The cycle on image-level labels: no source of masks is handed on. Reads all images once. Raises DatasetError."""
+    from hovernet_cyclic.training.cyclic import check_source, run_cycles
+
+    check_source(recipe, splits.train)
+    content = f"{len(splits.train.tile_ids)} tiles, {len(splits.train.patch_labels)} labelled patches"
+    return Plan(content, lambda run, device: run_cycles(recipe, splits.train, run, device))
+
+
+def mixed(recipe: TrainRecipe, splits: DataSplits, data_dir: str) -> Plan:
+    """The cycle with some drawn tiles. Reads all once. Raises DatasetError or RecipeError."""
+    from hovernet_cyclic.training.drawn_tiles import annotated_source, drawn_tiles
+    from hovernet_cyclic.training.mixed import run_mixed_cycles
+
+    annotated = annotated_source(recipe, splits, data_dir)
+    content = f"{image_level(recipe, splits, data_dir).content}, {len(drawn_tiles(recipe, annotated))} drawn tiles"
+    return Plan(content, lambda run, device: run_mixed_cycles(recipe, splits.train, annotated, run, device))
+
+
+def masks(recipe: TrainRecipe, splits: DataSplits, data_dir: str) -> Plan:
+    """HoVer-Net on drawn tiles alone. Reads all once. Raises DatasetError or RecipeError."""
+    from hovernet_cyclic.training.drawn_tiles import annotated_source, drawn_tiles
+    from hovernet_cyclic.training.supervised import run_supervised
+
+    annotated = annotated_source(recipe, splits, data_dir)
+    content = f"{len(drawn_tiles(recipe, annotated))} drawn tiles"
+    return Plan(content, lambda run, device: run_supervised(recipe, annotated, run, device))
+
+
+def pretrained_encoder(recipe: TrainRecipe) -> str:
+    """What is taken from the encoder that the recipe starts from; '' without one. Raises CheckpointError."""
+    path = recipe.net.pretrained
+    if path is None:
+        return ""
+    from models.pretrained import describe_pretrained, read_pretrained
+
+    return f"\n{describe_pretrained(path, read_pretrained(path, recipe.net.mode))}"
 
 
 def view(arguments: Mapping[str, Any], recipe: TrainRecipe) -> int:
@@ -100,7 +152,8 @@ def view(arguments: Mapping[str, Any], recipe: TrainRecipe) -> int:
     split = arguments["--view"]
     if split not in ("train", "valid"):
         raise RecipeError(f"--view={split}: use train or valid.")
-    path = write_view(open_source(recipe.data, arguments["--data_dir"]), split, recipe)
+    splits = open_source(recipe.data, arguments["--data_dir"], with_patches=recipe.supervision != "masks")
+    path = write_view(splits, split, recipe)
     print(f"The sheet: {path}")
     return 0
 

@@ -37,11 +37,12 @@ class Strength(NamedTuple):
 
 
 class LabelledTile(NamedTuple):
-    """image: uint8 (H, W, 3) RGB; inst_map: int32 (H, W); trusted: bool (H, W)."""
+    """image: uint8 (H, W, 3) RGB; inst_map: int32 (H, W); trusted: bool (H, W); type_map: uint8 (H, W) or None."""
 
     image: UInt8Array
     inst_map: Int32Array
     trusted: BoolArray
+    type_map: UInt8Array | None = None
 
 
 def strength_of(name: str) -> Strength:
@@ -93,7 +94,8 @@ def augment_geometry(tile: LabelledTile, rng: np.random.Generator, affine: float
     Apart from `augment_colour`, so that a student and its teacher can see one geometry in two colours.
     """
     turn = _random_turn(tile.image.shape[0] == tile.image.shape[1], rng)
-    turned = LabelledTile(*(_turn(array, turn) for array in tile))
+    type_map = None if tile.type_map is None else _turn(tile.type_map, turn)
+    turned = LabelledTile(_turn(tile.image, turn), _turn(tile.inst_map, turn), _turn(tile.trusted, turn), type_map)
     return _warp(turned, _random_affine(turned.inst_map.shape, rng)) if rng.random() < affine else turned
 
 
@@ -190,4 +192,7 @@ def _warp(tile: LabelledTile, matrix: Any) -> LabelledTile:
     # OpenCV warps no int32; float64 holds every id exactly, and nearest neighbours make no new ones.
     inst_map = cv2.warpAffine(tile.inst_map.astype(np.float64), matrix, size, flags=cv2.INTER_NEAREST)
     trusted = cv2.warpAffine(tile.trusted.view(np.uint8), matrix, size, flags=cv2.INTER_NEAREST)
-    return LabelledTile(np.asarray(image, np.uint8), inst_map.astype(np.int32), trusted.astype(bool))
+    type_map = None
+    if tile.type_map is not None:
+        type_map = np.asarray(cv2.warpAffine(tile.type_map, matrix, size, flags=cv2.INTER_NEAREST), np.uint8)
+    return LabelledTile(np.asarray(image, np.uint8), inst_map.astype(np.int32), trusted.astype(bool), type_map)

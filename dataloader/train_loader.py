@@ -30,7 +30,7 @@ class TileBatch(NamedTuple):
 
 
 class TileSampler:
-    """Draws crops of tiles at random, and canvases made of negative patches.
+    """Draws crops of tiles at random, crops of tiles with drawn masks, and canvases made of negative patches.
 
     Every pixel of such a canvas is background beyond doubt: the image-level labels say so.
     """
@@ -38,23 +38,33 @@ class TileSampler:
     def __init__(
         self,
         tiles: Sequence[LabelledTile],
-        negative_patches: tuple[TileSource, Sequence[int]],
+        negative_patches: tuple[TileSource | None, Sequence[int]],
         shapes: tuple[tuple[int, int], tuple[int, int]],
         settings: BackEndSettings,
         seed: int,
+        annotated: Sequence[LabelledTile] = (),
     ) -> None:
-        """shapes: (height, width) of the network's input and of its output."""
-        self._tiles = tiles
+        """shapes: (height, width) of the network's input and of its output.
+
+        annotated: tiles of which settings.annotated_per_batch crops are in each batch, or all that are not canvases
+        where `tiles` is empty. Raises ValueError where both are.
+        """
+        if not tiles and not annotated:
+            raise ValueError("there is no tile to draw from")
+        self._tiles, self._annotated = tiles, annotated
         self._source, self._negative_indices = negative_patches
         self._input_shape, self._output_shape = shapes
         self._negatives = settings.negatives_per_batch if len(self._negative_indices) else 0
         self._crops = settings.batch_size - self._negatives
+        wanted = settings.annotated_per_batch if tiles else self._crops
+        self._of_annotated = min(wanted, self._crops) if annotated else 0
         self._seed = seed
 
     def batch(self, step: int) -> TileBatch:
         """The batch of `step`: the same for the same seed and step, whatever was drawn before."""
         rng = np.random.default_rng((self._seed, step))
-        taught = [self._crop(rng) for _ in range(self._crops)]
+        taught = [self._crop(self._tiles, rng) for _ in range(self._crops - self._of_annotated)]
+        taught += [self._crop(self._annotated, rng) for _ in range(self._of_annotated)]
         taught += [self._canvas(rng) for _ in range(self._negatives)]
         rows = [self._example(tile, rng) for tile in taught]
         return TileBatch(
@@ -66,16 +76,18 @@ class TileSampler:
     def _example(self, tile: LabelledTile, rng: np.random.Generator) -> tuple[UInt8Array, UInt8Array, HoVerTargets]:
         turned = augment_geometry(tile, rng)
         shown = augment_colour(turned.image, rng, "strong")
-        return shown, turned.image, hover_targets(turned.inst_map, self._output_shape, trusted=turned.trusted)
+        targets = hover_targets(turned.inst_map, self._output_shape, turned.type_map, turned.trusted)
+        return shown, turned.image, targets
 
-    def _crop(self, rng: np.random.Generator) -> LabelledTile:
-        tile = _at_least(self._tiles[int(rng.integers(len(self._tiles)))], self._input_shape)
+    def _crop(self, tiles: Sequence[LabelledTile], rng: np.random.Generator) -> LabelledTile:
+        tile = _at_least(tiles[int(rng.integers(len(tiles)))], self._input_shape)
         top, left = (
             int(rng.integers(have - want + 1))
             for want, have in zip(self._input_shape, tile.inst_map.shape, strict=True)
         )
         window = slice(top, top + self._input_shape[0]), slice(left, left + self._input_shape[1])
-        return LabelledTile(tile.image[window], tile.inst_map[window], tile.trusted[window])
+        type_map = None if tile.type_map is None else tile.type_map[window]
+        return LabelledTile(tile.image[window], tile.inst_map[window], tile.trusted[window], type_map)
 
     def _canvas(self, rng: np.random.Generator) -> LabelledTile:
         """Negative patches side by side until the network's input is full."""
@@ -84,15 +96,17 @@ class TileSampler:
         top = 0
         while top < height:
             top = self._fill_row(canvas, top, rng)
-        return LabelledTile(canvas, np.zeros((height, width), np.int32), np.ones((height, width), bool))
+        nothing = np.zeros((height, width), np.int32)
+        return LabelledTile(canvas, nothing, np.ones((height, width), bool), nothing.astype(np.uint8))
 
     def _fill_row(self, canvas: UInt8Array, top: int, rng: np.random.Generator) -> int:
         """One row of patches, as high as its first one. Returns where the next row begins."""
-        height, width = canvas.shape[:2]
+        source, (height, width) = self._source, canvas.shape[:2]
+        assert source is not None, "patches without a source"
         left, bottom = 0, height
         while left < width:
             index = self._negative_indices[int(rng.integers(len(self._negative_indices)))]
-            patch = self._source.read_patch(index).image
+            patch = source.read_patch(index).image
             bottom = min(height, top + patch.shape[0]) if left == 0 else bottom
             right = min(width, left + patch.shape[1])
             canvas[top:bottom, left:right] = fit_to_shape(patch, (bottom - top, right - left), rng)
@@ -110,6 +124,7 @@ def _at_least(tile: LabelledTile, shape: tuple[int, int]) -> LabelledTile:
         np.pad(tile.image, (rows, columns, (0, 0)), mode="symmetric"),
         np.pad(tile.inst_map, (rows, columns)),
         np.pad(tile.trusted, (rows, columns)),
+        None if tile.type_map is None else np.pad(tile.type_map, (rows, columns)),
     )
 
 

@@ -74,7 +74,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     Raises CheckpointError for a file that is missing, torn, no checkpoint of ours, or written by a newer version.
     """
     path = Path(path)
-    content = _read(path)
+    content = read_content(path)
     if content.get("format") != FORMAT_NAME:
         raise CheckpointError(f"{path}: this is not a checkpoint of hovernet-cyclic: give a .tar of one of its runs.")
     return _as_checkpoint(path, content)
@@ -100,7 +100,7 @@ def load_network(path: str | Path, nr_types: int | None = None) -> LoadedNetwork
     branch `tp` is taken over and that branch starts anew. Raises CheckpointError for a file without a HoVer-Net.
     """
     path = Path(path)
-    content = _read(path)
+    content = read_content(path)
     recipe = None
     weights: Any = content.get("desc", content)
     if content.get("format") == FORMAT_NAME:
@@ -108,11 +108,14 @@ def load_network(path: str | Path, nr_types: int | None = None) -> LoadedNetwork
         recipe, weights = stored.recipe, stored.teacher or stored.student
         if weights is None:
             raise CheckpointError(f"{path}: this checkpoint holds no HoVer-Net yet: give the net.tar of the run.")
-    return _rebuild(path, _clean(path, weights), nr_types, recipe)
+    return _rebuild(path, clean_weights(path, weights), nr_types, recipe)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The dict in a file. Only tensors and plain values are unpickled: a checkpoint cannot run code."""
+def read_content(path: Path) -> dict[str, Any]:
+    """The dict in a file, on the CPU. Only tensors and plain values are unpickled: a checkpoint cannot run code.
+
+    Raises CheckpointError for a file that is missing, torn, or holds anything else.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file: check the path of the checkpoint.")
     try:
@@ -139,8 +142,11 @@ def _numpy_values() -> list[Any]:
     return [scalar, array, np.dtype, np.ndarray, *kinds, *before_numpy2]
 
 
-def _clean(path: Path, weights: Any) -> StateDict:
-    """The tensors of a state dict, without the prefix that DataParallel puts before every name."""
+def clean_weights(path: Path, weights: Any) -> StateDict:
+    """The tensors of a state dict, without the prefix that DataParallel puts before every name.
+
+    Raises CheckpointError, naming the file, where `weights` is no state dict.
+    """
     if not isinstance(weights, Mapping):
         raise CheckpointError(f"{path}: its entry 'desc' holds no weights: give a checkpoint made by training.")
     return {str(name).removeprefix("module."): value for name, value in weights.items() if isinstance(value, Tensor)}

@@ -12,9 +12,10 @@ from hovernet_cyclic.core.settings import DataSettings
 from hovernet_cyclic.core.types import DataSplits
 
 
-def open_source(data: DataSettings, data_dir: str) -> DataSplits:
+def open_source(data: DataSettings, data_dir: str, with_patches: bool = True) -> DataSplits:
     """The splits that `data.reader` finds in `data_dir`.
 
+    with_patches: False for a run on drawn masks alone: labelled patches need not be there, and none are listed.
     No file of a `labels` folder is opened: label maps are read by `AnnotatedSource.annotation` alone. The demo reader
     draws its data into `data_dir` first where there is none. Raises DatasetError (one sentence: file and cure).
     """
@@ -23,4 +24,4 @@ def open_source(data: DataSettings, data_dir: str) -> DataSplits:
         return open_demo(data, folder)
     if not folder.is_dir():
         raise DatasetError(f"The folder {folder} does not exist: check --data_dir.")
-    return open_benchmark(data, folder) if data.reader == "benchmark" else open_folder(data, folder)
+    return (open_benchmark if data.reader == "benchmark" else open_folder)(data, folder, with_patches)

@@ -76,7 +76,7 @@ class BenchmarkSource:
     @cached_property
     def patch_labels(self) -> Float32Array:
         """float32 (P, 1): 1 for positive windows, 0 for negative ones."""
-        return np.array([[window.label] for window in self._windows], np.float32)
+        return np.array([[window.label] for window in self._windows], np.float32).reshape(-1, 1)
 
     @cached_property
     def patch_shapes(self) -> Sequence[tuple[int, int]]:
@@ -96,15 +96,18 @@ class BenchmarkSource:
         return LabelledPatch(patch_id, pixels, np.array([label], np.float32))
 
 
-def open_benchmark(data: DataSettings, data_dir: Path) -> DataSplits:
+def open_benchmark(data: DataSettings, data_dir: Path, with_patches: bool = True) -> DataSplits:
     """The benchmark's splits: training on both sources, `valid` and `monuseg_test` of MoNuSeg.
 
     Opens the tables and image headers, no label file; without `labels` folders the annotated splits are None or left
-    out. Raises DatasetError (one sentence: file, line and cure).
+    out. with_patches: whether to read patch_labels.csv, which then must be there.
+
+    Raises DatasetError (one sentence: file, line and cure).
     """
     images = [image for source in SOURCES for image in _read_splits(data_dir, source)]
     train = [image for image in images if image.split == "train"]
-    windows = list(_read_windows(data_dir / "patch_labels.csv", {(i.source, i.name): i for i in train}))
+    by_name = {(image.source, image.name): image for image in train}
+    windows = list(_read_windows(data_dir / "patch_labels.csv", by_name)) if with_patches else []
     monuseg = [image for image in images if image.source == "monuseg"]
     test = _annotated(data, data_dir, [image for image in monuseg if image.split == "test"])
     return DataSplits(

@@ -28,11 +28,12 @@ _MEANING = {"positive": "that hold a nucleus", "negative": "without any nucleus"
 class FolderSource:
     """A `TileSource` over the folders named at the top of this file. It knows no label map."""
 
-    def __init__(self, data: DataSettings, data_dir: Path) -> None:
+    def __init__(self, data: DataSettings, data_dir: Path, with_patches: bool = True) -> None:
         """Lists the folders, opens no image. Raises DatasetError for folders that are missing, empty or one-sided."""
         self._data = data
         self._tiles = unique_stems(data_dir / "tiles")
-        self._patches = [(path, kind) for kind in PATCH_KINDS for path in _list_kind(data_dir / "patches", kind)]
+        kinds = PATCH_KINDS if with_patches else ()
+        self._patches = [(path, kind) for kind in kinds for path in _list_kind(data_dir / "patches", kind)]
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -52,7 +53,7 @@ class FolderSource:
     @cached_property
     def patch_labels(self) -> Float32Array:
         """float32 (P, 1): 1 for positive patches, 0 for negative ones."""
-        return np.array([[kind == "positive"] for _, kind in self._patches], np.float32)
+        return np.array([[kind == "positive"] for _, kind in self._patches], np.float32).reshape(-1, 1)
 
     @cached_property
     def patch_shapes(self) -> Sequence[tuple[int, int]]:
@@ -73,9 +74,10 @@ class FolderSource:
         return LabelledPatch(f"{kind}/{path.stem}", read_rgb(path), self.patch_labels[index])
 
 
-def open_folder(data: DataSettings, data_dir: Path) -> DataSplits:
+def open_folder(data: DataSettings, data_dir: Path, with_patches: bool = True) -> DataSplits:
     """The splits of own data; annotated ones where their label folder exists. Opens no file.
 
+    with_patches: whether to list the folders of patches, which then must be there.
     Raises DatasetError (one sentence: folder and cure).
     """
     if len(data.class_names) != 1:
@@ -85,7 +87,7 @@ def open_folder(data: DataSettings, data_dir: Path) -> DataSplits:
         )
     test = tiles_with_labels(data_dir / "test" / "images", data_dir / "test" / "labels", data.mpp)
     return DataSplits(
-        train=FolderSource(data, data_dir),
+        train=FolderSource(data, data_dir, with_patches),
         train_annotated=tiles_with_labels(data_dir / "tiles", data_dir / "labels", data.mpp),
         valid=tiles_with_labels(data_dir / "valid" / "images", data_dir / "valid" / "labels", data.mpp),
         test={} if test is None else {"test": test},

@@ -49,7 +49,10 @@ def train_back_end(
 def back_end_loss(
     student: HoVerNet, teacher: EmaTeacher[HoVerNet], batch: TileBatch, settings: BackEndSettings, device: Device
 ) -> dict[str, torch.Tensor]:
-    """Scalars: 'np_bce', 'np_dice' on trusted pixels, 'hv_mse', 'hv_msge' on trusted nuclei, and 'consistency'."""
+    """Scalars: 'np_bce', 'np_dice' on trusted pixels, 'hv_mse', 'hv_msge' on trusted nuclei, and 'consistency'.
+
+    Where the student tells types also 'tp_bce' and 'tp_dice', on pixels whose type is known (see `stack_types`).
+    """
     np_map, hv_map, trusted = stack_targets(batch.targets, device)
     with device.autocast():
         output = student(device.images(batch.images))
@@ -60,6 +63,9 @@ def back_end_loss(
         "hv_mse": settings.hv_weight * mse(output.hv, hv_map, nuclei) + mse(output.hv, hv_map, trusted & ~nuclei),
         "hv_msge": settings.hv_weight * msge(output.hv, hv_map, np_map, trusted),
     }
+    if output.tp is not None:
+        type_map, known = stack_types(batch.targets, device)
+        parts |= {"tp_bce": bce(output.tp, type_map, known), "tp_dice": dice(output.tp, type_map, known)}
     if settings.consistency_weight > 0:
         with torch.no_grad(), device.autocast():
             taught: HoVerOutput = teacher.module(device.images(batch.plain_images))
@@ -74,3 +80,16 @@ def stack_targets(targets: list[HoVerTargets], device: Device) -> tuple[torch.Te
     hv_map = device.tensor(np.stack([target.hv_map for target in targets])).permute(0, 3, 1, 2)
     trusted = device.tensor(np.stack([target.trusted for target in targets]))
     return np_map, hv_map, trusted
+
+
+def stack_types(targets: list[HoVerTargets], device: Device) -> tuple[torch.Tensor, torch.Tensor]:
+    """B targets -> type_map int64 (B, h, w), and where it is known, bool (B, h, w).
+
+    It is on trusted pixels of targets with a type map, less nuclei that this map leaves at 0: they have some type.
+    """
+    type_maps = [np.zeros_like(one.np_map) if one.type_map is None else one.type_map for one in targets]
+    known = [
+        one.trusted & ((one.np_map == 0) | (types > 0)) & (one.type_map is not None)
+        for one, types in zip(targets, type_maps, strict=True)
+    ]
+    return device.tensor(np.stack(type_maps)), device.tensor(np.stack(known))

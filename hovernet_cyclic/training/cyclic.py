@@ -1,13 +1,13 @@
 """Cyclic learning in running order (Zhou et al., IEEE TMI 2023): classifier, pseudo masks, HoVer-Net, and round again.
 
-Nothing here can open a drawn mask: a `TileSource` has none to give.
+Nothing here can open a drawn mask: a `TileSource` has none to give. A mixed run hands them in (see mixed.py).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,7 @@ TILES_PER_PROCESS = 8  # fewer are cut sooner than another process starts
 
 @dataclass
 class Work:
-    """What one run carries from stage to stage."""
+    """What one run carries from stage to stage. drawn: of a mixed run, tile_id -> tile with its drawn masks."""
 
     recipe: TrainRecipe
     source: TileSource
@@ -47,6 +47,7 @@ class Work:
     networks: Networks
     train_patches: list[int]
     held_patches: list[int]
+    drawn: Mapping[str, LabelledTile] = field(default_factory=dict)
 
     @property
     def tiles(self) -> Iterator[ImageTile]:
@@ -58,15 +59,23 @@ class Work:
         return self.networks.segmenter(self.recipe, self.device)
 
 
-def run_cycles(recipe: TrainRecipe, source: TileSource, run: RunDir, device: Device, quiet: bool = False) -> Path:
+def run_cycles(
+    recipe: TrainRecipe,
+    source: TileSource,
+    run: RunDir,
+    device: Device,
+    quiet: bool = False,
+    drawn: Mapping[str, LabelledTile] | None = None,
+) -> Path:
     """Train by the recipe and return the checkpoint of the best cycle. Goes on from `run.state` where there is one.
 
-    The run's folder is left as `run_dir` describes it.
+    drawn: tile_id -> tile, of tiles whose drawn masks the back end learns in place of pseudo masks. The run's folder is
+    left as `run_dir` describes it.
     """
     seed_everything(recipe.seed)
     train, held = split_by_group(source, recipe.data.valid_fraction, recipe.seed)
     networks = Networks.restore(run.state, recipe, device) if run.state.exists() else Networks.fresh(recipe, device)
-    work = Work(recipe, source, run, device, StageLog(run, quiet), networks, train, held)
+    work = Work(recipe, source, run, device, StageLog(run, quiet), networks, train, held, drawn or {})
     for cycle in range(networks.cycles_done + 1, recipe.num_cycles + 1):
         run_cycle(work, cycle)
     work.log.close()
@@ -143,13 +152,16 @@ def teach_student(work: Work, cycle: int, part: int) -> None:
     length = settings.steps // (settings.widen_rounds + 1)
     begin = (cycle - 1) * settings.steps + part * length
     stored = work.run.pseudo_masks(cycle)
-    masks = [load_pseudo_mask(stored, tile_id) for tile_id in work.source.tile_ids]
+    masks = {tile_id: load_pseudo_mask(stored, tile_id) for tile_id in work.source.tile_ids}
     shapes = (input_shape(recipe.net.mode, settings.patch_shape), settings.patch_shape)
     tiles = [
-        LabelledTile(tile.image, mask.inst_map, mask.trusted) for tile, mask in zip(work.tiles, masks, strict=True)
+        LabelledTile(tile.image, masks[tile.tile_id].inst_map, masks[tile.tile_id].trusted)
+        for tile in work.tiles
+        if tile.tile_id not in work.drawn
     ]
     negatives = [i for i in work.train_patches if work.source.patch_labels[i, 0] == 0]
-    sampler = TileSampler(tiles, (work.source, negatives), shapes, settings, recipe.seed)
+    drawn = list(work.drawn.values())
+    sampler = TileSampler(tiles, (work.source, negatives), shapes, settings, recipe.seed, drawn)
     networks = work.networks
     stage = work.log.stage(f"cycle {cycle} back end {part + 1}/{settings.widen_rounds + 1}", work.device)
     train_back_end(networks.student, networks.teacher, sampler, range(begin, begin + length), settings, stage)

@@ -1,4 +1,4 @@
-"""Scores of a finished run. The only caller of `annotation()`: it reports, and never chooses.
+"""Scores of a finished run. It calls `annotation()` to report, and never to choose.
 
 It runs in a process of its own, after the last step of training, so that the process that trains an image-level
 recipe opens no label file at all.
@@ -50,7 +50,7 @@ def score_run(log_dir: str, data_dir: str, device: str) -> None:
         assert loaded.recipe is not None, "cycle_*/net.tar is written with its recipe"
         recipe = TrainRecipe.from_dict(loaded.recipe)
         segmenter = NetworkSegmenter(loaded.net, loaded.mode, device)
-        splits = open_source(recipe.data, data_dir)
+        splits = open_source(recipe.data, data_dir, with_patches=False)
         sources = {**({"valid": splits.valid} if splits.valid else {}), **splits.test}
         for name, source in sources.items():
             scores = score_source(segmenter, source, recipe.net.post_proc)

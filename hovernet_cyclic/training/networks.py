@@ -20,13 +20,17 @@ from models.classifier.net_desc import Classifier
 from models.devices import Device
 from models.ema import EmaTeacher
 from models.hovernet.net_desc import HoVerNet
+from models.pretrained import load_pretrained, read_pretrained
 
 Weights = dict[str, dict[str, torch.Tensor]]
 
 
 @dataclass
 class Networks:
-    """Classifier, student and teacher; `best` holds their weights at the best cycle so far, `best_score` its score."""
+    """Classifier, student and teacher; `best` holds their weights at the best cycle so far, `best_score` its score.
+
+    steps_done: of a run on masks, the steps of the student so far.
+    """
 
     classifier: Classifier
     student: HoVerNet
@@ -35,10 +39,20 @@ class Networks:
     best_cycle: int = 0
     best_score: float = -math.inf
     best: Weights | None = None
+    steps_done: int = 0
 
     @classmethod
     def fresh(cls, recipe: TrainRecipe, device: Device) -> Networks:
-        """Networks with random weights."""
+        """Networks with random weights, or encoders from the recipe's file. Raises CheckpointError for a bad one."""
+        networks = cls._random(recipe, device)
+        if recipe.net.pretrained is not None:
+            pretrained = read_pretrained(recipe.net.pretrained, recipe.net.mode)
+            for network in (networks.classifier, networks.student, networks.teacher.module):
+                load_pretrained(network, pretrained)
+        return networks
+
+    @classmethod
+    def _random(cls, recipe: TrainRecipe, device: Device) -> Networks:
         classifier = device.place(Classifier(recipe.net.mode, len(recipe.data.class_names)))
         student = device.place(HoVerNet(recipe.net.mode, recipe.net.nr_types))
         return cls(classifier, student, EmaTeacher(student, recipe.back_end.ema_decay))
@@ -49,9 +63,9 @@ class Networks:
         stored = load_checkpoint(path)
         if not is_same_run(stored.recipe, recipe):
             raise CheckpointError(f"{path}: this run was begun with another recipe: resume it with that one.")
-        networks = cls.fresh(recipe, device)
+        networks = cls._random(recipe, device)
         networks._load({"classifier": stored.classifier, "student": stored.student, "teacher": stored.teacher})
-        networks.cycles_done = stored.cycle
+        networks.cycles_done, networks.steps_done = stored.cycle, stored.step
         networks.teacher.updates = stored.rng.get("teacher_updates", 0)
         networks.best_cycle, networks.best_score = stored.rng["best_cycle"], stored.rng["best_score"]
         networks.best = networks._weights()
@@ -91,7 +105,9 @@ class Networks:
             "best_score": self.best_score,
             "teacher_updates": self.teacher.updates,  # a teacher that has seen many follows slower
         }
-        return Checkpoint(FORMAT_VERSION, recipe.to_dict(), self.cycles_done, stage, step=0, rng=state, **weights)
+        return Checkpoint(
+            FORMAT_VERSION, recipe.to_dict(), self.cycles_done, stage, self.steps_done, rng=state, **weights
+        )
 
     def _modules(self) -> dict[str, torch.nn.Module]:
         return {"classifier": self.classifier, "student": self.student, "teacher": self.teacher.module}

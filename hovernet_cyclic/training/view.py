@@ -13,6 +13,7 @@ from dataloader.pseudo_store import load_pseudo_mask, mask_path
 from hovernet_cyclic.core.errors import DatasetError
 from hovernet_cyclic.core.settings import TrainRecipe
 from hovernet_cyclic.core.types import AnnotatedSource, DataSplits, Float32Array, TileSource, UInt8Array
+from hovernet_cyclic.training.drawn_tiles import annotated_source, drawn_tiles
 from hovernet_cyclic.training.gallery import middle, outline, shade, sheet
 from hovernet_cyclic.training.run_dir import RunDir
 from models.hovernet.targets import hover_targets
@@ -26,7 +27,8 @@ def write_view(splits: DataSplits, split: str, recipe: TrainRecipe) -> Path:
     """Write LOG_DIR/view_<split>.png. split: 'train' or 'valid'. Raises DatasetError where there is no such split."""
     path = Path(recipe.log_dir + f"_view_{split}.png")
     if split == "train":
-        rows = train_rows(splits.train, recipe)
+        rows = [] if recipe.supervision == "masks" else train_rows(splits.train, recipe)
+        rows += [] if recipe.supervision == "image_level" else drawn_rows(annotated_source(recipe, splits), recipe)
     elif splits.valid is not None:
         rows = valid_rows(splits.valid)
     else:
@@ -56,8 +58,24 @@ def _tile_row(source: TileSource, index: int, folder: Path | None, seed: int) ->
     if folder is None or not mask_path(folder, tile.tile_id).exists():
         return [image, augment_colour(image, rng)]
     mask = load_pseudo_mask(folder, tile.tile_id)
-    turned = augment_geometry(LabelledTile(image, mask.inst_map[window], mask.trusted[window]), rng)
-    targets = hover_targets(turned.inst_map, (image.shape[0], image.shape[1]), trusted=turned.trusted)
+    return _taught(LabelledTile(image, mask.inst_map[window], mask.trusted[window]), rng)
+
+
+def drawn_rows(source: AnnotatedSource, recipe: TrainRecipe) -> list[list[UInt8Array]]:
+    """Tiles with drawn masks as the back end is given them, for recipes that learn from these."""
+    rows = []
+    for index, tile in enumerate(list(drawn_tiles(recipe, source).values())[:TILES_SHOWN]):
+        image, window = middle(tile.image)
+        cut = LabelledTile(image, tile.inst_map[window], tile.trusted[window])
+        rows.append(_taught(cut, sample_rng(recipe.seed, 2, index)))
+    return rows
+
+
+def _taught(tile: LabelledTile, rng: np.random.Generator) -> list[UInt8Array]:
+    """The tile as the student sees it, its outlines with what is not trusted in shade, and its hv maps."""
+    turned = augment_geometry(tile, rng)
+    height, width = tile.inst_map.shape
+    targets = hover_targets(turned.inst_map, (height, width), trusted=turned.trusted)
     taught = shade(outline(turned.image, turned.inst_map), ~turned.trusted)
     return [augment_colour(turned.image, rng), taught, *(_signed(targets.hv_map[..., i]) for i in range(2))]
 
