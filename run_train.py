@@ -106,9 +106,17 @@ def train(arguments: Mapping[str, Any], recipe: TrainRecipe) -> int:
 
 
 def image_level(recipe: TrainRecipe, splits: DataSplits, data_dir: str) -> Plan:
-    """The cycle on image-level labels: no source of masks is handed on. Reads all images once. Raises DatasetError."""
+    """The cycle on image-level labels: no source of masks is handed on. Reads all images once.
+
+    Raises DatasetError or RecipeError.
+    """
     from hovernet_cyclic.training.cyclic import check_source, run_cycles
 
+    if recipe.net.nr_types is not None and recipe.supervision == "image_level":
+        raise RecipeError(
+            f"net.nr_types is {recipe.net.nr_types}, but image-level labels teach no types: leave it out, or learn from "
+            "drawn masks (supervision)."
+        )
     check_source(recipe, splits.train)
     content = f"{len(splits.train.tile_ids)} tiles, {len(splits.train.patch_labels)} labelled patches"
     return Plan(content, lambda run, device: run_cycles(recipe, splits.train, run, device))
