@@ -114,8 +114,8 @@ def image_level(recipe: TrainRecipe, splits: DataSplits, data_dir: str) -> Plan:
 
     if recipe.net.nr_types is not None and recipe.supervision == "image_level":
         raise RecipeError(
-            f"net.nr_types is {recipe.net.nr_types}, but image-level labels teach no types: leave it out, or learn from "
-            "drawn masks (supervision)."
+            f"net.nr_types is {recipe.net.nr_types}, but image-level labels teach no types: leave it out, or "
+            "learn from drawn masks (supervision)."
         )
     check_source(recipe, splits.train)
     content = f"{len(splits.train.tile_ids)} tiles, {len(splits.train.patch_labels)} labelled patches"

@@ -234,3 +234,83 @@ def test_ctrl_c_says_how_to_go_on_and_the_first_cycle_can_be_begun_again(own_dat
     assert err.splitlines()[-1] == "Stopped. What was finished is kept: give --resume to go on."
     assert "Traceback" not in err
     assert not RunDir.find(log_dir, resume=True).state.exists()
+
+
+@pytest.fixture
+def masks_recipe(monkeypatch, tiny):
+    """masks_recipe(supervision, nr_types=None, **of data) -> the name of a tiny recipe that learns from drawn masks."""
+
+    def made(supervision, nr_types=None, **data):
+        whole = tiny(config.folder())
+        changed = dataclasses.replace(whole.data, **data)
+        net = dataclasses.replace(whole.net, nr_types=nr_types)
+        back_end = dataclasses.replace(whole.back_end, negatives_per_batch=0)
+        recipe = dataclasses.replace(
+            whole, data=changed, supervision=supervision, net=net, back_end=back_end, num_cycles=1
+        )
+        monkeypatch.setitem(config.RECIPES, "drawn", lambda: recipe)
+        return "drawn"
+
+    return made
+
+
+def test_a_run_on_masks_needs_no_patches_and_is_scored(masks_recipe, own_data, tmp_path, capfd):
+    shutil.rmtree(own_data / "patches")
+    options = [option for option in command(own_data, tmp_path / "run") if option != "--no_scores"]
+    assert run_train.main([f"--recipe={masks_recipe('masks')}", *options]) == 0
+    out = capfd.readouterr().out
+    assert "2 drawn tiles" in out and "valid" in out
+    assert (tmp_path / "run" / "net.tar").exists() and (tmp_path / "run" / "scores.json").exists()
+    assert run_train.main(["--recipe=drawn", *options, "--resume"]) == 0
+
+
+def test_a_mixed_run_says_what_it_learns_from(masks_recipe, own_data, tmp_path, capsys):
+    recipe = masks_recipe("mixed", annotated_tiles=1)
+    assert run_train.main([f"--recipe={recipe}", *command(own_data, tmp_path / "run")]) == 0
+    assert "2 tiles, 32 labelled patches, 1 drawn tiles" in capsys.readouterr().out
+    assert (tmp_path / "run" / "cycle_1" / "pseudo_masks").is_dir()
+
+
+@pytest.mark.parametrize("supervision", ["masks", "mixed"])
+def test_drawn_masks_that_cannot_be_used_are_named_before_anything_is_made(
+    supervision, masks_recipe, refusal, own_data, tmp_path
+):
+    recipe = masks_recipe(supervision, annotated_tiles=2)
+    make_torn(own_data / "labels" / "tile_01.png")
+    assert "tile_01.png" in refusal(recipe=recipe)
+    (own_data / "labels" / "tile_01.png").unlink()
+    assert "tile_01.png has no label map" in refusal(recipe=recipe)
+    assert "has 2 tiles" in refusal(recipe=masks_recipe(supervision, annotated_tiles=3))
+    assert "'tile_9'" in refusal(recipe=masks_recipe(supervision, annotated_tiles=("tile_9",)))
+    assert "tells types" in refusal(recipe=masks_recipe(supervision, 3, annotated_tiles=1))
+    shutil.rmtree(own_data / "labels")
+    assert f"{own_data} has no label maps" in refusal(recipe=recipe)
+
+
+def test_types_without_masks_are_refused(masks_recipe, refusal):
+    assert "teach no types" in refusal(recipe=masks_recipe("image_level", 3))
+
+
+def test_a_pretrained_encoder_is_read_before_anything_is_made(
+    masks_recipe, refusal, own_data, tmp_path, monkeypatch, finished, capsys
+):
+    made = config.RECIPES[masks_recipe("masks")]()
+    (tmp_path / "weights.tar").write_text("none")
+    for path, words in (("none.tar", "no such file"), ("weights.tar", "cannot be loaded")):
+        net = dataclasses.replace(made.net, pretrained=str(tmp_path / path))
+        monkeypatch.setitem(config.RECIPES, "begun", lambda net=net: dataclasses.replace(made, net=net))
+        assert words in refusal(recipe="begun")
+    shutil.copy(finished.net, tmp_path / "weights.tar")
+    assert run_train.main(["--recipe=begun", *command(own_data, tmp_path / "run")]) == 0
+    assert "an encoder in our own layout" in capsys.readouterr().out
+    (tmp_path / "weights.tar").unlink()
+    assert run_train.main(["--recipe=begun", *command(own_data, tmp_path / "run", "--resume")]) == 0
+
+
+@pytest.mark.parametrize("supervision", ["masks", "mixed"])
+def test_the_view_shows_drawn_tiles(supervision, masks_recipe, own_data, tmp_path, capsys):
+    if supervision == "masks":
+        shutil.rmtree(own_data / "patches")
+    recipe = masks_recipe(supervision, annotated_tiles=1)
+    assert run_train.main([f"--recipe={recipe}", *command(own_data, tmp_path / "run", "--view=train")]) == 0
+    assert read_rgb(Path(capsys.readouterr().out.split("The sheet: ")[1].strip())).shape[2] == 3

@@ -127,3 +127,16 @@ def test_colour_moves_no_pixel_and_strong_changes_more_than_weak():
 def test_an_unknown_strength_is_refused():
     with pytest.raises(ValueError, match="wild"):
         augs.strength_of("wild")
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**32 - 1), affine=st.sampled_from([0.0, 1.0]))
+def test_types_move_with_their_nuclei(seed, affine):
+    image, inst_map, trusted = coded_tile()
+    tile = augs.LabelledTile(image, inst_map, trusted, (inst_map // 60).astype(np.uint8))
+    moved = augs.augment_geometry(tile, np.random.default_rng(seed), affine)
+    assert moved.type_map.dtype == np.uint8 and moved.type_map.max() > 0
+    np.testing.assert_array_equal(moved.type_map, moved.inst_map // 60)
+    untyped = augs.augment_geometry(tile._replace(type_map=None), np.random.default_rng(seed), affine)
+    assert untyped.type_map is None
+    np.testing.assert_array_equal(untyped.inst_map, moved.inst_map)

@@ -136,3 +136,47 @@ def test_prefetch_hands_on_what_went_wrong():
     assert [next(batches), next(batches)] == [0, 1]
     with pytest.raises(ValueError, match="the third"):
         next(batches)
+
+
+def greys(batch):
+    return [float(np.median(image)) for image in batch.plain_images]
+
+
+@pytest.mark.parametrize(("share", "negatives"), [(1, 0), (1, 2), (2, 1), (3, 1), (9, 1)])
+def test_drawn_tiles_have_a_fixed_share_of_each_batch(share, negatives):
+    """However many others there are; a share that does not fit leaves the canvases their place."""
+    others, drawn = [tile((80, 80), 60) for _ in range(30)], [tile((80, 80), 140)]
+    changes = {"negatives_per_batch": negatives, "annotated_per_batch": share}
+    settings = dataclasses.replace(SETTINGS, **changes)
+    loader = TileSampler(others, (Negatives(), [0, 1, 2][: 3 if negatives else 0]), SHAPES, settings, 0, drawn)
+    for step in range(4):
+        shown = greys(loader.batch(step))
+        expected = min(share, 4 - negatives)
+        assert shown.count(140.0) == expected and shown.count(60.0) == 4 - negatives - expected
+        assert shown.count(float(NEGATIVE)) == negatives
+
+
+def test_drawn_tiles_alone_fill_the_batch_and_none_at_all_is_refused():
+    settings = dataclasses.replace(SETTINGS, annotated_per_batch=1)
+    loader = TileSampler([], (None, ()), SHAPES, settings, 0, [tile((80, 80), 140)])
+    assert greys(loader.batch(0)) == [140.0] * 4
+    with pytest.raises(ValueError, match="no tile"):
+        TileSampler([], (None, ()), SHAPES, settings, 0)
+
+
+def test_without_drawn_tiles_the_batches_are_those_of_before():
+    assert_equal(sampler(annotated_per_batch=3).batch(5), sampler(annotated_per_batch=0).batch(5))
+
+
+def test_types_reach_the_targets_where_a_tile_has_them(monkeypatch):
+    monkeypatch.setattr(train_loader, "augment_geometry", lambda tile, rng: tile)
+    plain = tile((40, 40))
+    typed = plain._replace(type_map=(plain.inst_map * 3).astype(np.uint8))
+    shapes = (72, 72), (72, 72)
+    loader = TileSampler([plain], (Negatives(), [0]), shapes, SETTINGS, 0, [typed])
+    without, typed_target, *canvases = loader.batch(0).targets
+    assert without.type_map is None
+    np.testing.assert_array_equal(typed_target.type_map, 3 * typed_target.np_map)
+    assert typed_target.type_map.dtype == np.int64 and typed_target.type_map.shape == (72, 72)
+    for canvas in canvases:
+        assert not canvas.type_map.any(), "a canvas is background beyond doubt"

@@ -61,3 +61,12 @@ def test_a_network_in_training_stays_in_training_and_keeps_its_statistics(nets):
 def test_a_batch_of_none_is_refused(nets):
     with pytest.raises(RecipeError, match="batch size is 0"):
         NetworkSegmenter(nets[None], "small", "cpu", batch_size=0)
+
+
+def test_a_network_that_tells_types_tells_how_sure_it_is(nets):
+    raw = NetworkSegmenter(nets[4], "small", "cpu").raw_maps(picture(60, 205))
+    assert raw.type_probs.shape == (60, 205, 4) and raw.type_probs.dtype == np.float16
+    np.testing.assert_allclose(raw.type_probs.sum(-1, dtype=np.float64), 1, atol=3e-3)
+    highest = np.take_along_axis(raw.type_probs, raw.type_map[..., None].astype(np.int64), -1)[..., 0]
+    np.testing.assert_array_equal(highest, raw.type_probs.max(-1))
+    assert NetworkSegmenter(nets[None], "small", "cpu").raw_maps(picture(9, 9)).type_probs is None

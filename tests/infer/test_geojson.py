@@ -91,3 +91,13 @@ def test_pieces_that_touch_at_a_corner_are_two_polygons():
         "coordinates": [[[[0, 0], [3, 0], [3, 3], [0, 3], [0, 0]]], [[[3, 3], [6, 3], [6, 6], [3, 6], [3, 3]]]],
     }
     assert feature["properties"]["measurements"]["area_px"] == 18
+
+
+def test_the_probability_of_each_type_is_a_measurement():
+    inst_map, type_map = two_nuclei()
+    probs = np.zeros((*inst_map.shape, 3), np.float16)
+    probs[..., 1], probs[..., 2] = 0.75, 0.25
+    tile = SegmentedTile("a", inst_map, extract_nuclei(inst_map, type_map, probs))
+    for feature in feature_collection(tile, default_type_info(3, ("none", "tumour", "stroma")))["features"]:
+        measured = feature["properties"]["measurements"]
+        assert [measured[f"p({name})"] for name in ("none", "tumour", "stroma")] == [0.0, 0.75, 0.25]

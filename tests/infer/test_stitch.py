@@ -43,3 +43,18 @@ def test_a_missing_patch_is_noticed():
         stitcher.place(index, np.zeros((8, 8), np.float32), np.zeros((8, 8, 2), np.float32), None)
     with pytest.raises(ValueError, match="1 of 9 patches are missing"):
         stitcher.raw_maps()
+
+
+def test_type_probabilities_are_stitched_too():
+    patches = TilePatches(np.zeros((13, 20, 3), np.uint8), (12, 12), (8, 8))
+    wanted = np.random.default_rng(0).random((13, 20, 3)).astype(np.float16)
+    stitcher = TileStitcher(patches.lattice, typed=True)
+    nothing = np.zeros((8, 8), np.float32), np.zeros((8, 8, 2), np.float32), np.zeros((8, 8), np.uint8)
+    for index in range(len(patches.lattice.corners)):
+        box = patches.lattice.output_box(index)
+        answer = np.zeros((8, 8, 3), np.float16)
+        answer[: box.height, : box.width] = wanted[box.top : box.bottom, box.left : box.right]
+        stitcher.place(index, *nothing, answer)
+    raw = stitcher.raw_maps()
+    assert raw.type_probs.dtype == np.float16
+    np.testing.assert_array_equal(raw.type_probs, wanted)

@@ -215,3 +215,18 @@ def test_discard_removes_one_tile_and_what_a_killed_process_left_of_it(tmp_path)
     left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert {"a.b.json", "[a].json", ".a.b.mat.4711.tmp"} < left
     assert not [name for name in left if name.lstrip(".").rpartition(".")[0] in ("a", "a.mat.4711")]
+
+
+def test_probabilities_of_types_stand_beside_hover_nets_entries(tmp_path):
+    tile, raw = squares((2, 30), (20, 5), types=(1, 2))
+    probs = np.zeros((*tile.inst_map.shape, 3), np.float16)
+    probs[..., 2] = 1
+    nuclei = extract_nuclei(tile.inst_map, raw.type_map, probs)
+    plain, told = (json.loads(json_file(found))["nuc"] for found in (tile.nuclei, nuclei))
+    for inst_id, nucleus in told.items():
+        assert list(nucleus) == [*plain[inst_id], "type_probs"] and nucleus.pop("type_probs") == [0.0, 0.0, 1.0]
+    assert told == plain, "what hover_net writes stays as it is"
+    found = saved(mat_file(SegmentedTile("a", tile.inst_map, nuclei), typed=True), tmp_path)
+    np.testing.assert_array_equal(found["inst_type_probs"], [[0, 0, 1]] * 2)
+    assert found["inst_type_probs"].dtype == np.float32
+    assert "inst_type_probs" not in saved(mat_file(tile, typed=True), tmp_path)

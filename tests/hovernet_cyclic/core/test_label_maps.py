@@ -13,6 +13,7 @@ from hovernet_cyclic.core.label_maps import (
     extract_nuclei,
     instance_areas,
     majority_types,
+    mean_type_probs,
     relabel,
     remove_small,
     split_disconnected,
@@ -164,3 +165,23 @@ def test_negative_ids_and_unequal_shapes_are_refused():
         relabel(np.array([[0, -1]]))
     with pytest.raises(ValueError, match="shape"):
         extract_nuclei(np.zeros((2, 3), int), np.zeros((3, 2), int))
+
+
+@given(LABELS, st.integers(1, 4))
+def test_type_probabilities_are_the_mean_over_each_nucleus(inst_map, nr_types):
+    probs = np.random.default_rng(0).dirichlet(np.ones(nr_types), inst_map.shape).astype(np.float16)
+    found = mean_type_probs(inst_map, probs)
+    assert list(found) == [int(i) for i in np.unique(inst_map) if i]
+    for inst_id, mean in found.items():
+        assert mean.dtype == np.float32 and mean.shape == (nr_types,)
+        np.testing.assert_allclose(mean, probs[inst_map == inst_id].astype(np.float64).mean(0), atol=1e-6)
+    for inst_id, nucleus in extract_nuclei(inst_map, type_probs=probs).items():
+        np.testing.assert_array_equal(nucleus.type_probs, found[inst_id])
+        assert nucleus.type_id is None
+
+
+def test_type_probabilities_of_nothing_and_of_another_shape():
+    assert mean_type_probs(np.zeros((3, 4), int), np.zeros((3, 4, 2), np.float16)) == {}
+    assert mean_type_probs(np.zeros((0, 4), int), np.zeros((0, 4, 2), np.float16)) == {}
+    with pytest.raises(ValueError, match="type_probs"):
+        extract_nuclei(np.zeros((2, 3), int), type_probs=np.zeros((3, 2, 2), np.float16))

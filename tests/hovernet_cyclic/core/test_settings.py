@@ -24,6 +24,13 @@ def recipe(**changes):
     return TrainRecipe(name="mine", data=DataSettings("folder"), **changes)
 
 
+def mixed(**back_end):
+    data = DataSettings("folder", annotated_tiles=2)
+    return TrainRecipe("mine", data, "mixed", back_end=BackEndSettings(batch_size=4, **back_end))
+
+
+TYPED = DataSettings("folder", type_names=("background", "a", "b"))
+
 unit = st.floats(0, 1)
 recipes = st.builds(
     TrainRecipe,
@@ -33,6 +40,9 @@ recipes = st.builds(
         reader=st.sampled_from(["demo", "folder", "benchmark"]),
         mpp=st.floats(0.1, 2),
         valid_fraction=unit,
+        annotated_tiles=st.none()
+        | st.integers(1, 9)
+        | st.lists(st.text(max_size=3), min_size=1, max_size=3).map(tuple),
     ),
     front_end=st.builds(FrontEndSettings, batch_size=st.integers(2, 64), pale_fraction=unit),
     back_end=st.builds(
@@ -102,6 +112,19 @@ def test_a_recipe_is_frozen():
         (lambda: BackEndSettings(widen_rounds=-1), "back_end.widen_rounds"),
         (lambda: BackEndSettings(steps=2, widen_rounds=2), "back_end.widen_rounds"),
         (lambda: recipe(supervision="weak"), "supervision is 'weak'"),
+        (lambda: DataSettings("folder", annotated_tiles=0), "data.annotated_tiles is 0"),
+        (lambda: DataSettings("folder", annotated_tiles=()), "data.annotated_tiles is ()"),
+        (lambda: DataSettings("folder", annotated_tiles="tile_1"), "data.annotated_tiles is 'tile_1'"),
+        (lambda: BackEndSettings(steps=5, frozen_steps=6), "back_end.frozen_steps is 6"),
+        (lambda: BackEndSettings(frozen_steps=-1), "back_end.frozen_steps is -1"),
+        (lambda: BackEndSettings(annotated_per_batch=-1), "back_end.annotated_per_batch"),
+        (lambda: recipe(supervision="mixed"), "data.annotated_tiles is left out"),
+        (lambda: mixed(annotated_per_batch=0), "back_end.annotated_per_batch is 0"),
+        (lambda: mixed(annotated_per_batch=4, negatives_per_batch=1), "back_end.annotated_per_batch is 4"),
+        (
+            lambda: TrainRecipe("a", TYPED, "masks", net=NetSettings(nr_types=4)),
+            "nr_types is 4 but data.type_names names 3",
+        ),
         (lambda: recipe(num_cycles=0), "num_cycles"),
         (lambda: recipe(seed=-1), "seed is -1"),
         (lambda: recipe(seed=2**32), "seed"),
@@ -132,3 +155,17 @@ def test_a_plain_form_that_does_not_fit_is_refused(spoil):
     spoil(plain)
     with pytest.raises(RecipeError):
         TrainRecipe.from_dict(plain)
+
+
+def test_a_plain_form_of_before_masks_could_be_learnt_from_is_the_same_recipe():
+    plain = recipe().to_dict()
+    del plain["data"]["annotated_tiles"], plain["net"]["pretrained"]
+    del plain["back_end"]["annotated_per_batch"], plain["back_end"]["frozen_steps"]
+    assert TrainRecipe.from_dict(plain) == recipe()
+
+
+def test_drawn_masks_may_be_all_or_some_and_typed_or_not():
+    assert mixed(annotated_per_batch=4).supervision == "mixed"
+    for nr_types in (None, 3):
+        assert TrainRecipe("a", TYPED, "masks", net=NetSettings(nr_types=nr_types)).net.nr_types == nr_types
+    assert TrainRecipe("a", DataSettings("folder"), "masks", net=NetSettings(nr_types=7)).net.nr_types == 7

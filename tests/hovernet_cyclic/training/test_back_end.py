@@ -9,8 +9,9 @@ import torch
 from dataloader.train_loader import TileBatch
 from hovernet_cyclic.core.settings import BackEndSettings
 from hovernet_cyclic.core.types import HoVerTargets
-from hovernet_cyclic.training.back_end import back_end_loss, stack_targets
+from hovernet_cyclic.training.back_end import back_end_loss, stack_targets, stack_types
 from models.ema import EmaTeacher
+from models.hovernet.losses import dice
 from models.hovernet.net_desc import HoVerNet
 
 SETTINGS = BackEndSettings()
@@ -92,3 +93,44 @@ def test_the_teacher_sees_the_plain_image_and_learns_nothing(student, cpu):
     assert all(parameter.grad is None for parameter in teacher.module.parameters())
     assert any(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in student.parameters())
     student.zero_grad(set_to_none=True)
+
+
+@pytest.fixture(scope="module")
+def typed_student():
+    torch.manual_seed(0)
+    return HoVerNet("small", 4).eval()
+
+
+def typed(trusted=None, kind=2, seed=0):
+    one = target(np.ones((8, 8), bool) if trusted is None else trusted, seed)
+    return dataclasses.replace(one, type_map=one.np_map * kind)
+
+
+def test_types_are_known_on_trusted_pixels_of_typed_targets_alone(cpu):
+    half = np.zeros((8, 8), bool)
+    half[:, :4] = True
+    untold = typed(kind=0)  # nuclei that the type map leaves out are of some type all the same
+    type_map, known = stack_types([typed(half), target(np.ones((8, 8), bool)), untold], cpu)
+    assert type_map.dtype == torch.int64 and known.dtype == torch.bool and type_map.shape == known.shape == (3, 8, 8)
+    np.testing.assert_array_equal(known[0], half)
+    assert not known[1].any() and int(type_map.max()) == 2
+    np.testing.assert_array_equal(known[2], untold.np_map == 0)
+
+
+def test_types_are_charged_bce_and_dice_with_weight_one(typed_student, cpu):
+    shown = batch(typed(), typed(seed=1))
+    parts = losses(typed_student, shown, cpu)
+    type_map, known = stack_types(shown.targets, cpu)
+    with torch.no_grad():
+        logits = typed_student(cpu.images(shown.images)).tp
+    assert parts["tp_bce"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, type_map)), rel=1e-4)
+    assert parts["tp_dice"] == pytest.approx(float(dice(logits, type_map, known)), rel=1e-4) and parts["tp_dice"] > 0
+
+
+def test_targets_without_types_say_nothing_about_them(typed_student, cpu):
+    everywhere = np.ones((8, 8), bool)
+    parts = losses(typed_student, batch(target(everywhere)), cpu)
+    assert parts["tp_bce"] == parts["tp_dice"] == 0 and parts["np_bce"] > 0
+    beside = losses(typed_student, batch(typed(), target(everywhere)), cpu)
+    assert beside["tp_bce"] == pytest.approx(losses(typed_student, batch(typed()), cpu)["tp_bce"], rel=0.2)
+    assert "tp_bce" not in losses(HoVerNet("small").eval(), batch(typed()), cpu)

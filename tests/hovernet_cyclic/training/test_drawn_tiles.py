@@ -73,5 +73,5 @@ def test_what_cannot_be_learnt_from_is_named(made, error, words):
 def test_data_without_label_maps_is_named():
     splits = DataSplits(train=None, train_annotated=Drawn())
     assert annotated_source(recipe(), splits) is splits.train_annotated
-    with pytest.raises(DatasetError, match="my_data has no label maps of its training tiles.*'masks'"):
+    with pytest.raises(DatasetError, match=r"my_data has no label maps of its training tiles.*'masks'"):
         annotated_source(recipe(), dataclasses.replace(splits, train_annotated=None), "my_data")
