@@ -1,36 +1,49 @@
-"""Accuracy on real tissue: each cycle of an image-level run beside Otsu's threshold with a watershed.
+"""Accuracy on real tissue, by what is learnt from, beside Otsu's threshold with a watershed.
 
 Usage:
-  accuracy.py [--data_dir=<dir>] [--log_dir=<dir>] [--recipe=<name>] [--gpu=<ids>] [--seed=<n>] [--reuse] [--out=<file>]
+  accuracy.py [options]
   accuracy.py (-h | --help)
 
 Options:
-  --data_dir=<dir>  Folder that the recipe's reader opens. [default: ../shared/data]
-  --log_dir=<dir>   Folder of the run. [default: logs/accuracy]
-  --recipe=<name>   An image-level recipe of config.py. [default: benchmark]
-  --gpu=<ids>       As for run_train.py. [default: cpu]
-  --seed=<n>        Seed of the run. [default: 10]
-  --reuse           Score the run that --log_dir holds, and do not train.
-  --out=<file>      Also write the table as JSON.
+  --data_dir=<dir>         Folder that the recipe's reader opens. [default: ../shared/data]
+  --log_dir=<dir>          Folder of the image-level run; the other arms' are called after it. [default: logs/accuracy]
+  --recipe=<name>          An image-level recipe of config.py, whose network all arms share. [default: benchmark]
+  --arms=<names>           Comma list of image_level, mixed and masks: what is learnt from. [default: image_level]
+  --annotated_tiles=<n>    How many training tiles, first by name, `mixed` has drawn masks of. [default: 2]
+  --minutes=<m>            Give each arm as many steps as fill this time here; the recipe's steps if not given.
+  --gpu=<ids>              As for run_train.py. [default: cpu]
+  --seed=<n>               Seed of the runs. [default: 10]
+  --reuse                  Score the runs that are there, and do not train.
+  --out=<file>             Also write the table as JSON.
+  -h --help                Show this text.
 
-Run it from the repository root as `python -m benchmarks.accuracy`. Training happens in a process of its own that opens
-no label file; labels are read here, afterwards, for the table alone.
+Run it from the repository root as `python -m benchmarks.accuracy`. Each arm is trained in a process of its own; that of
+`image_level` opens no label file. Labels to score by are read here, afterwards.
+
+With --minutes, each arm is first run twice for few steps. A straight line through the two times gives what it spends
+whatever its steps (candidates, galleries, judging) and what a step costs; the steps that fill the rest are then taken,
+in the proportions of the recipe. What was really spent is printed with the table. Without --minutes, `masks` takes all
+back-end steps of the recipe's cycles.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import subprocess
+import multiprocessing
 import sys
-import time
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from docopt import docopt
 
+import config
+import run_train
 from benchmarks.baselines import otsu_watershed
 from dataloader.datasets import open_source
 from hovernet_cyclic.core.comparison import SCORE_NAMES, score_pairs
+from hovernet_cyclic.core.errors import HoverNetCyclicError, RecipeError
 from hovernet_cyclic.core.settings import TrainRecipe
 from hovernet_cyclic.core.types import AnnotatedSource, Annotation
 from hovernet_cyclic.training.evaluate import score_source, score_table
@@ -39,46 +52,138 @@ from infer.base import NetworkSegmenter
 from models.checkpoint import load_network
 from models.devices import choose_device
 
+ARMS = ("image_level", "mixed", "masks")
+PROBES = (0.02, 0.08)  # shares of the recipe's steps that the two short runs take
+
 
 def main() -> int:
     arguments = docopt(__doc__ or "")
-    run = RunDir(arguments["--log_dir"])
-    began = time.monotonic()
-    if not arguments["--reuse"]:
-        train(arguments)
-    minutes = (time.monotonic() - began) / 60
-    described = run.read_json("recipe.json", {})
-    recipe = TrainRecipe.from_dict(described["recipe"])
-    splits = open_source(recipe.data, arguments["--data_dir"])
-    sources = {**({"valid": splits.valid} if splits.valid else {}), **splits.test}
-    rows = {name: score_arms(source, run, recipe, arguments["--gpu"]) for name, source in sources.items()}
-    cycles = run.read_json("cycles.json", [])
-    seconds = sum(row["seconds"] for row in cycles)
-    print(score_table(rows))
-    for row in cycles:
-        print(f"cycle {row['cycle']}: {row['reason']} ({row['seconds'] / 60:.1f} min)")
-    print(f"command: {' '.join(sys.argv)}\nseed: {recipe.seed}\nminutes of training: {seconds / 60:.1f}")
-    print("versions:", ", ".join(f"{name} {value}" for name, value in described["versions"].items()))
+    try:
+        arms = chosen_arms(arguments)
+        if not arguments["--reuse"]:
+            for arm, recipe in arms.items():
+                train(in_time(recipe, arguments), folder(arguments, arm), arguments)
+        report = scored(arguments, list(arms))
+    except HoverNetCyclicError as error:
+        print(error, file=sys.stderr)
+        return 2
+    show(report)
     if arguments["--out"]:
-        report = {"rows": rows, "cycles": cycles, "minutes": minutes, **described}
         Path(arguments["--out"]).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
-def train(arguments: dict[str, Any]) -> None:
-    options = [f"{name}={arguments[name]}" for name in ("--recipe", "--data_dir", "--log_dir", "--gpu", "--seed")]
-    subprocess.run([sys.executable, "run_train.py", *options, "--no_scores"], check=True)
+def chosen_arms(arguments: dict[str, Any]) -> dict[str, TrainRecipe]:
+    """Arm -> its recipe, which differs from the others' in what is learnt from alone. Raises RecipeError."""
+    names = arguments["--arms"].split(",")
+    unknown = [name for name in names if name not in ARMS]
+    if unknown or arguments["--recipe"] not in config.RECIPES:
+        raise RecipeError(f"--arms takes {', '.join(ARMS)}, and --recipe one of {', '.join(config.RECIPES)}.")
+    whole = dataclasses.replace(config.RECIPES[arguments["--recipe"]](), seed=int(arguments["--seed"]))
+    if whole.supervision != "image_level":
+        raise RecipeError(f"--recipe={whole.name} learns from drawn masks: give an image-level one, and --arms.")
+    return {name: arm_recipe(whole, name, int(arguments["--annotated_tiles"])) for name in names}
 
 
-def score_arms(source: AnnotatedSource, run: RunDir, recipe: TrainRecipe, gpu: str) -> dict[str, Any]:
-    """The rows of one split: {arm: {'mean': ..., 'tiles': ...}}."""
+def arm_recipe(whole: TrainRecipe, arm: str, tiles: int) -> TrainRecipe:
+    """The image-level recipe with what the arm learns from. masks: one cycle of as many back-end steps as all have."""
+    if arm == "mixed":
+        data = dataclasses.replace(whole.data, annotated_tiles=tiles)
+        return dataclasses.replace(whole, supervision=arm, data=data)
+    if arm == "masks":
+        back_end = dataclasses.replace(whole.back_end, steps=whole.back_end.steps * whole.num_cycles)
+        return dataclasses.replace(whole, supervision=arm, back_end=back_end, num_cycles=1)
+    return whole
+
+
+def in_time(recipe: TrainRecipe, arguments: dict[str, Any]) -> TrainRecipe:
+    """The recipe with as many steps as fill --minutes; as it is without. Raises RecipeError where they are too few."""
+    if arguments["--minutes"] is None:
+        return recipe
+    spent = [probe_seconds(scaled(recipe, share), arguments) for share in PROBES]
+    share = share_that_fills(60 * float(arguments["--minutes"]), PROBES, (spent[0], spent[1]))
+    if share <= 0:
+        raise RecipeError(f"--minutes={arguments['--minutes']}: '{recipe.supervision}' takes more without any step.")
+    return scaled(recipe, share)
+
+
+def probe_seconds(recipe: TrainRecipe, arguments: dict[str, Any]) -> float:
+    """Seconds that the cycles of a recipe take."""
+    with tempfile.TemporaryDirectory() as made:
+        train(recipe, RunDir(Path(made) / "run"), arguments)
+        return training_seconds(RunDir(Path(made) / "run"))
+
+
+def share_that_fills(seconds: float, shares: tuple[float, float], spent: tuple[float, float]) -> float:
+    """Where the straight line through (share, seconds spent) reaches `seconds`."""
+    per_share = (spent[1] - spent[0]) / (shares[1] - shares[0])
+    return shares[0] + (seconds - spent[0]) / max(per_share, 1e-9)
+
+
+def scaled(recipe: TrainRecipe, share: float) -> TrainRecipe:
+    """The recipe with a share of its steps, one at least in each stage."""
+    front_end, back_end = recipe.front_end, recipe.back_end
+    fewer = {name: max(1, round(getattr(front_end, name) * share)) for name in ("steps_first", "steps_later")}
+    steps = max(back_end.widen_rounds + 1, round(back_end.steps * share))
+    frozen = min(steps, round(back_end.frozen_steps * share))
+    return dataclasses.replace(
+        recipe,
+        front_end=dataclasses.replace(front_end, **fewer),
+        back_end=dataclasses.replace(back_end, steps=steps, frozen_steps=frozen),
+    )
+
+
+def folder(arguments: dict[str, Any], arm: str) -> RunDir:
+    return RunDir(arguments["--log_dir"] + ("" if arm == "image_level" else f"_{arm}"))
+
+
+def train(recipe: TrainRecipe, run: RunDir, arguments: dict[str, Any]) -> None:
+    """Train apart from the process that scores. Raises RecipeError where that did not go well."""
+    options = {name: arguments[name] for name in ("--data_dir", "--gpu")} | {"--resume": False, "--no_scores": True}
+    recipe = dataclasses.replace(recipe, log_dir=str(run.path))
+    process = multiprocessing.get_context("spawn").Process(target=_train_apart, args=(options, recipe))
+    process.start()
+    process.join()
+    if process.exitcode != 0:
+        raise RecipeError(f"{run.path}: the arm '{recipe.supervision}' was not trained: see above.")
+
+
+def _train_apart(options: dict[str, Any], recipe: TrainRecipe) -> None:
+    try:
+        sys.exit(run_train.train(options, recipe))
+    except HoverNetCyclicError as error:
+        sys.exit(str(error))
+
+
+def scored(arguments: dict[str, Any], arms: list[str]) -> dict[str, Any]:
+    """{'rows': {split: {row: scores}}, 'arms': {arm: what it was and what it cost}, 'command'}. Raises RecipeError."""
+    runs = {arm: folder(arguments, arm) for arm in arms}
+    described = {arm: run.read_json("recipe.json", None) for arm, run in runs.items()}
+    missing = [arm for arm, found in described.items() if found is None]
+    if missing:
+        raise RecipeError(f"{runs[missing[0]].path}: there is no run to score: leave --reuse out.")
+    recipes = {arm: TrainRecipe.from_dict(found["recipe"]) for arm, found in described.items()}
+    splits = open_source(recipes[arms[0]].data, arguments["--data_dir"], with_patches=False)
+    sources = {**({"valid": splits.valid} if splits.valid else {}), **splits.test}
+    rows: dict[str, Any] = {}
+    for name, source in sources.items():
+        rows[name] = {"Otsu + watershed": score_baseline(source)}
+        for arm, run in runs.items():
+            rows[name] |= score_arm(source, arm, run, recipes[arm], arguments["--gpu"])
+    cost = {arm: {**cost_of(runs[arm], recipes[arm]), **described[arm]} for arm in arms}
+    return {"rows": rows, "arms": cost, "command": sys.argv}
+
+
+def score_arm(source: AnnotatedSource, arm: str, run: RunDir, recipe: TrainRecipe, gpu: str) -> dict[str, Any]:
+    """The rows of one arm, one a cycle: {row: {'mean': ..., 'tiles': ...}}."""
     device = choose_device(gpu)
-    arms = {"Otsu + watershed": score_baseline(source)}
+    rows = {}
     for cycle, path in run.cycle_nets():
         loaded = load_network(path)
         segmenter = NetworkSegmenter(loaded.net, loaded.mode, device.torch_device, dtype=device.dtype)
-        arms[f"image-level, cycle {cycle}"] = score_source(segmenter, source, recipe.net.post_proc)
-    return arms
+        name = "masks" if arm == "masks" else f"{arm.replace('_', '-')}, cycle {cycle}"
+        rows[name] = score_source(segmenter, source, recipe.net.post_proc)
+    return rows
 
 
 def score_baseline(source: AnnotatedSource) -> dict[str, Any]:
@@ -88,6 +193,37 @@ def score_baseline(source: AnnotatedSource) -> dict[str, Any]:
         pairs.append((source.annotation(i), Annotation(tile.tile_id, otsu_watershed(tile.image))))
     mean = score_pairs(pairs).values.mean(axis=0)
     return {"mean": dict(zip(SCORE_NAMES, map(float, mean), strict=True))}
+
+
+def training_seconds(run: RunDir) -> float:
+    return sum(float(row["seconds"]) for row in run.read_json("cycles.json", []))
+
+
+def cost_of(run: RunDir, recipe: TrainRecipe) -> dict[str, Any]:
+    """Optimiser steps of either end, minutes of training, and what cycles.json says."""
+    cycles = len(run.cycle_nets())
+    front = recipe.front_end.steps_first + (cycles - 1) * recipe.front_end.steps_later
+    return {
+        "front_end_steps": 0 if recipe.supervision == "masks" else front,
+        "back_end_steps": cycles * recipe.back_end.steps,
+        "minutes": training_seconds(run) / 60,
+        "cycles": run.read_json("cycles.json", []),
+    }
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the table, then what each arm cost."""
+    print(score_table(report["rows"]))
+    print(f"\n{'arm':<14} {'front-end steps':>16} {'back-end steps':>15} {'minutes':>8}  seed")
+    for arm, cost in report["arms"].items():
+        steps = f"{cost['front_end_steps']:>16} {cost['back_end_steps']:>15}"
+        print(f"{arm:<14} {steps} {cost['minutes']:8.1f}  {cost['recipe']['seed']}")
+    for arm, cost in report["arms"].items():
+        for row in cost["cycles"]:
+            print(f"{arm}, cycle {row['cycle']}: {row['reason']} ({row['seconds'] / 60:.1f} min)")
+    versions = next(iter(report["arms"].values()))["versions"]
+    print(f"command: {' '.join(report['command'])}")
+    print("versions:", ", ".join(f"{name} {value}" for name, value in versions.items()))
 
 
 if __name__ == "__main__":
