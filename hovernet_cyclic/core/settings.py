@@ -225,7 +225,7 @@ class TrainRecipe:
     pseudo_masks: PseudoMaskSettings = field(default_factory=PseudoMaskSettings)
     back_end: BackEndSettings = field(default_factory=BackEndSettings)
     net: NetSettings = field(default_factory=NetSettings)
-    num_cycles: int = 3
+    num_cycles: int = 2
     seed: int = 10
     log_dir: str = "logs"
 
