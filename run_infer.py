@@ -60,8 +60,8 @@ Options, which follow the mode (others stand before it, see: run_infer.py --help
   --mem_usage=<x>     Accepted and of no meaning any more: a few images are in memory at a time.
 
 Written for the image NAME.png:
-  json/NAME.json        box, centroid, contour and type of each nucleus, as hover_net writes them
-  mat/NAME.mat          inst_map, inst_uid, inst_type, inst_centroid
+  json/NAME.json        box, centroid, contour and type of each nucleus, as hover_net writes them; and type_probs
+  mat/NAME.mat          inst_map, inst_uid, inst_type, inst_centroid; and inst_type_probs
   overlay/NAME.png      the image with its nuclei outlined
   geojson/NAME.geojson  detections for QuPath: drag it onto the open image
 """
