@@ -61,7 +61,12 @@ def tiny():
         output = {"small": 64, "fast": 4, "original": 8}[recipe.net.mode]
         front_end = dataclasses.replace(recipe.front_end, steps_first=2, steps_later=2, batch_size=4)
         back_end = dataclasses.replace(
-            recipe.back_end, steps=2, batch_size=2, negatives_per_batch=1, patch_shape=(output, output)
+            recipe.back_end,
+            steps=2,
+            batch_size=2,
+            negatives_per_batch=1,
+            widen_rounds=1,
+            patch_shape=(output, output),
         )
         return dataclasses.replace(recipe, front_end=front_end, back_end=back_end, num_cycles=2, **changes)
 

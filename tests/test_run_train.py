@@ -219,11 +219,23 @@ def test_a_label_map_that_cannot_be_read_spoils_the_scores_alone(small_recipe, o
     assert (tmp_path / "run" / "net.tar").exists()
 
 
+def hear_interrupts():
+    """A process begun in the background of a script ignores SIGINT, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_says_how_to_go_on_and_the_first_cycle_can_be_begun_again(own_data, tmp_path):
     log_dir = tmp_path / "run"
     argv = [sys.executable, str(REPOSITORY / "run_train.py"), "--recipe=folder", *command(own_data, log_dir)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        argv,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=hear_interrupts,
+    )
     waited = time.monotonic() + 60
     while not list(log_dir.glob("tensorboard/*")) and process.poll() is None and time.monotonic() < waited:
         time.sleep(0.05)
