@@ -12,6 +12,7 @@ import torch
 from dataloader.train_loader import TileBatch, TileSampler, prefetch
 from hovernet_cyclic.core.settings import BackEndSettings
 from hovernet_cyclic.core.types import HoVerTargets
+from hovernet_cyclic.training.optimiser import OneCycleAdamW
 from hovernet_cyclic.training.run_dir import Stage
 from models.devices import Device
 from models.ema import EmaTeacher
@@ -28,21 +29,14 @@ def train_back_end(
     stage: Stage,
 ) -> None:
     """Train `student` in place for `steps` (numbers of the whole run), and let `teacher` follow."""
-    optimiser = torch.optim.AdamW(student.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, settings.learning_rate, total_steps=max(2, len(steps)), pct_start=0.1
-    )
+    optimiser = OneCycleAdamW(student, settings, len(steps))
     student.train()
     batches = prefetch(sampler.batch, steps)
     for step, batch in zip(steps, stage.steps(batches, len(steps), settings.batch_size), strict=True):
         parts = back_end_loss(student, teacher, batch, settings, stage.device)
-        loss = torch.stack(list(parts.values())).sum()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
+        values = optimiser.step(parts)
         teacher.update(student)
-        stage.log.loss("back_end", step, {key: float(value.detach()) for key, value in parts.items()})
+        stage.log.loss("back_end", step, values)
     student.eval()
 
 

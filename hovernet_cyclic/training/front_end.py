@@ -17,6 +17,7 @@ from dataloader.classifier_loader import PatchBatch, PatchSampler, fit_to_shape
 from dataloader.train_loader import prefetch
 from hovernet_cyclic.core.settings import FrontEndSettings
 from hovernet_cyclic.core.types import ActivationMap, ImageTile, TileSource
+from hovernet_cyclic.training.optimiser import OneCycleAdamW
 from hovernet_cyclic.training.run_dir import Stage
 from models.classifier.cam import activation_map
 from models.classifier.net_desc import Classifier, ClassifierOutput
@@ -34,22 +35,15 @@ def train_front_end(
     stage: Stage,
 ) -> None:
     """Train `classifier` in place for `steps` (numbers of the whole run: each draws its own batch)."""
-    optimiser = torch.optim.AdamW(classifier.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, settings.learning_rate, total_steps=max(2, len(steps)), pct_start=0.1
-    )
+    optimiser = OneCycleAdamW(classifier, settings, len(steps))
     classifier.train()
     batches = prefetch(sampler.batch, steps)
     for step, batch in zip(steps, stage.steps(batches, len(steps), settings.batch_size), strict=True):
         with stage.device.autocast():
             output = classifier(stage.device.images(batch.images))
         parts = front_end_loss(output, batch, settings, stage.device)
-        loss = torch.stack(list(parts.values())).sum()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        stage.log.loss("front_end", step, {key: float(value.detach()) for key, value in parts.items()})
+        values = optimiser.step(parts)
+        stage.log.loss("front_end", step, values)
     classifier.eval()
 
 
