@@ -182,7 +182,7 @@ def score_arm(source: AnnotatedSource, arm: str, run: RunDir, recipe: TrainRecip
         loaded = load_network(path)
         segmenter = NetworkSegmenter(loaded.net, loaded.mode, device.torch_device, dtype=device.dtype)
         name = "masks" if arm == "masks" else f"{arm.replace('_', '-')}, cycle {cycle}"
-        rows[name] = score_source(segmenter, source, recipe.net.post_proc)
+        rows[name] = score_source(segmenter, source, recipe)
     return rows
 
 

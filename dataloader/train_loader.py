@@ -10,6 +10,7 @@ import numpy as np
 
 from dataloader.augs import LabelledTile, augment_colour, augment_geometry
 from dataloader.classifier_loader import fit_to_shape
+from dataloader.copy_paste import Cutout, paste
 from hovernet_cyclic.core.settings import BackEndSettings
 from hovernet_cyclic.core.types import Float32Array, HoVerTargets, TileSource, UInt8Array
 from models.hovernet.targets import hover_targets
@@ -43,11 +44,13 @@ class TileSampler:
         settings: BackEndSettings,
         seed: int,
         annotated: Sequence[LabelledTile] = (),
+        cutouts: Sequence[Sequence[Cutout]] = (),
     ) -> None:
         """shapes: (height, width) of the network's input and of its output.
 
         annotated: tiles of which settings.annotated_per_batch crops are in each batch, or all that are not canvases
-        where `tiles` is empty. Raises ValueError where both are.
+        where `tiles` is empty. cutouts: of each of `tiles`, the nuclei that may be pasted on crops of it, or () for no
+        pasting. Raises ValueError where there is no tile at all.
         """
         if not tiles and not annotated:
             raise ValueError("there is no tile to draw from")
@@ -58,12 +61,14 @@ class TileSampler:
         self._crops = settings.batch_size - self._negatives
         wanted = settings.annotated_per_batch if tiles else self._crops
         self._of_annotated = min(wanted, self._crops) if annotated else 0
+        self._cutouts = cutouts
+        self._paste_share, self._most_pasted = settings.paste_share, settings.most_pasted
         self._seed = seed
 
     def batch(self, step: int) -> TileBatch:
         """The batch of `step`: the same for the same seed and step, whatever was drawn before."""
         rng = np.random.default_rng((self._seed, step))
-        taught = [self._crop(self._tiles, rng) for _ in range(self._crops - self._of_annotated)]
+        taught = [self._crop(self._tiles, rng, self._cutouts) for _ in range(self._crops - self._of_annotated)]
         taught += [self._crop(self._annotated, rng) for _ in range(self._of_annotated)]
         taught += [self._canvas(rng) for _ in range(self._negatives)]
         rows = [self._example(tile, rng) for tile in taught]
@@ -79,8 +84,20 @@ class TileSampler:
         targets = hover_targets(turned.inst_map, self._output_shape, turned.type_map, turned.trusted)
         return shown, turned.image, targets
 
-    def _crop(self, tiles: Sequence[LabelledTile], rng: np.random.Generator) -> LabelledTile:
-        tile = _at_least(tiles[int(rng.integers(len(tiles)))], self._input_shape)
+    def _crop(
+        self, tiles: Sequence[LabelledTile], rng: np.random.Generator, cutouts: Sequence[Sequence[Cutout]] = ()
+    ) -> LabelledTile:
+        index = int(rng.integers(len(tiles)))
+        window = self._window(_at_least(tiles[index], self._input_shape), rng)
+        return self._pasted(window, cutouts[index], rng) if len(cutouts) else window
+
+    def _pasted(self, tile: LabelledTile, cutouts: Sequence[Cutout], rng: np.random.Generator) -> LabelledTile:
+        """The tile, in `paste_share` of all cases with nuclei pasted on."""
+        if rng.random() >= self._paste_share:
+            return tile
+        return paste(tile, cutouts, int(rng.integers(1, self._most_pasted + 1)), rng)
+
+    def _window(self, tile: LabelledTile, rng: np.random.Generator) -> LabelledTile:
         top, left = (
             int(rng.integers(have - want + 1))
             for want, have in zip(self._input_shape, tile.inst_map.shape, strict=True)

@@ -67,12 +67,14 @@ class DataSettings:
 class NetSettings:
     """The back end's network. mode: see NET_MODES. nr_types: number of types with background, or None.
 
-    pretrained: file of weights that the encoder of both ends starts from (see models/pretrained.py), or None.
+    smallest_um2: area below which what post_proc 'local' finds is no nucleus. pretrained: file of weights that the
+    encoder of both ends starts from (see models/pretrained.py), or None.
     """
 
     mode: str = "small"
     nr_types: int | None = None
     post_proc: str = "local"
+    smallest_um2: float = 5.0
     pretrained: str | None = None
 
     def __post_init__(self) -> None:
@@ -141,7 +143,8 @@ class PseudoMaskSettings:
     Confidence is the share of all candidates of a cycle that are worse. Candidates above `trust_above` are taught
     (`trust_later` once a teacher has spoken too), those under `dismiss_below` are background, the rest is ignored.
     dark_quantile, faint_evidence: pixels darker than this quantile of the tile whose evidence (a logit) is not below
-    this are ignored too, unless within `surround_um` of a trusted nucleus. teacher_weight: weight of the teacher's
+    this are ignored too, with gaps of up to twice `close_um` between them, unless within `surround_um` of a trusted
+    nucleus. teacher_weight: weight of the teacher's
     logit beside haematoxylin (in standard deviations of the tile) when candidates are cut again.
     """
 
@@ -151,8 +154,9 @@ class PseudoMaskSettings:
     dismiss_below: float = 0.25
     dark_quantile: float = 0.60
     faint_evidence: float = -1.0
+    close_um: float = 1.5
     surround_um: float = 0.75
-    teacher_weight: float = 0.25
+    teacher_weight: float = 0.75
 
     def __post_init__(self) -> None:
         _one_of("pseudo_masks.cam", self.cam, CAM_METHODS)
@@ -169,6 +173,8 @@ class BackEndSettings:
     Between the parts the teacher widens the pseudo masks. patch_shape: (h, w) px of the network's output in training.
     negatives_per_batch: of the batch, how many are made of negative patches, on which every pixel is background.
     consistency_weight: weight of the student's squared distance to the teacher on pixels that are not trusted.
+    paste_share: share of the crops on which trusted nuclei of the same tile are pasted (see dataloader/copy_paste.py),
+    up to most_pasted of those ranked above paste_above.
     annotated_per_batch: of the batch, how many are crops of tiles with drawn masks, in a mixed run. frozen_steps: of a
     run on masks, how many steps leave the encoder as it is, before the others.
     """
@@ -183,13 +189,17 @@ class BackEndSettings:
     widen_rounds: int = 0
     hv_weight: float = 2.0
     consistency_weight: float = 0.1
+    paste_share: float = 0.5
+    most_pasted: int = 12
+    paste_above: float = 0.75
     annotated_per_batch: int = 1
     frozen_steps: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "learning_rate"):
+        for name in ("steps", "batch_size", "learning_rate", "most_pasted"):
             _positive(f"back_end.{name}", getattr(self, name))
-        _in_unit("back_end.ema_decay", self.ema_decay)
+        for name in ("ema_decay", "paste_share", "paste_above"):
+            _in_unit(f"back_end.{name}", getattr(self, name))
         _check(
             len(self.patch_shape) == 2 and min(self.patch_shape) > 0,
             f"back_end.patch_shape is {self.patch_shape}: give a height and a width in px.",
@@ -256,6 +266,11 @@ class TrainRecipe:
             f"back_end.annotated_per_batch is {back_end.annotated_per_batch}: a mixed run takes 1 or more, as many as "
             "back_end.batch_size leaves beside back_end.negatives_per_batch.",
         )
+
+    @property
+    def smallest_area(self) -> int:
+        """Area of the smallest nucleus (net.smallest_um2), px at the recipe's mpp."""
+        return round(self.net.smallest_um2 / self.data.mpp**2)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only (dict, list, str, numbers, None): what a checkpoint stores."""

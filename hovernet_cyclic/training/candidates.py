@@ -10,12 +10,16 @@ MICCAI 2012).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+from scipy import ndimage
 
 from hovernet_cyclic.core.settings import CandidateSettings
-from hovernet_cyclic.core.types import Float32Array, Int32Array
+from hovernet_cyclic.core.types import Float32Array, Int32Array, UInt8Array
+
+SAME_NUCLEUS = 0.6  # share of its area that a nucleus keeps while its outline moves inwards
 
 
 @dataclass
@@ -47,20 +51,40 @@ class _Region:
     worth: float = 0.0
 
 
+class Second(NamedTuple):
+    """What is known once a network has learnt.
+
+    stain: float32 (H, W), on whose edges alone outlines are judged, for a network's own lie a little outside.
+    proposed: int32 (H, W), its instances, which part what no level of a map does; a region of the map replaces those
+    that it is worth more than.
+    """
+
+    stain: Float32Array
+    proposed: Int32Array
+
+
 def find_candidates(
-    score: Float32Array, evidence: Float32Array, mpp: float, settings: CandidateSettings
+    score: Float32Array,
+    evidence: Float32Array,
+    mpp: float,
+    settings: CandidateSettings,
+    second: Second | None = None,
 ) -> list[Candidate]:
     """The best set of regions of `score` that do not overlap, worst first.
 
     score: float32 (H, W), higher where a nucleus is likelier, in any unit (stain density or probability).
-    evidence: float32 (H, W), the front end's logits. mpp: um/px of both.
+    evidence: float32 (H, W), the front end's logits. mpp: um/px of both. second: of a later cycle.
     """
-    smooth = np.asarray(cv2.GaussianBlur(score, (0, 0), settings.blur_um / mpp), np.float32)
-    judge = _Judge(smooth, evidence, mpp, settings)
+    blur = settings.blur_um / mpp
+    smooth = np.asarray(cv2.GaussianBlur(score, (0, 0), blur), np.float32)
+    edges = smooth if second is None else np.asarray(cv2.GaussianBlur(second.stain, (0, 0), blur), np.float32)
+    judge = _Judge(edges, evidence, mpp, settings)
     low, high = np.quantile(smooth, [settings.lowest_quantile, settings.highest_quantile])
     regions = _grow_tree(smooth, np.linspace(low, high, settings.levels), judge)
-    chosen = [region for region in _choose(regions) if region is not None]
-    return sorted(_without_nested(chosen, smooth.shape), key=lambda candidate: candidate.quality)
+    chosen = _without_nested([_sharpest(regions, i) for i in _choose(regions)], smooth.shape)
+    if second is not None:
+        chosen = _exchange(judge.measure_all(second.proposed), chosen, smooth.shape)
+    return sorted(chosen, key=lambda candidate: candidate.quality)
 
 
 class _Judge:
@@ -88,12 +112,21 @@ class _Judge:
         inside = self._evidence[top : top + mask.shape[0], left : left + mask.shape[1]][mask > 0]
         return self._judged(contour + np.array([left, top]), area, area / hull_area, edge, float(inside.mean()))
 
+    def measure_all(self, inst_map: Int32Array) -> list[Candidate]:
+        """int32 (H, W), 0 background -> a candidate for each instance whose size allows it."""
+        found = []
+        for inst_id, box in enumerate(ndimage.find_objects(inst_map), 1):
+            if box is not None:
+                mask = (inst_map[box] == inst_id).astype(np.uint8)
+                found.append(self.measure(mask, box[0].start, box[1].start))
+        return [candidate for candidate in found if candidate is not None]
+
     def _judged(self, contour: Int32Array, area: float, solidity: float, edge: float, evidence: float) -> Candidate:
         floor = self._settings.lowest_solidity
         convexity = max(0.0, (solidity - floor) / (1 - floor))
         size = min(1.0, area / self._full_area)
         believed = 1 / (1 + np.exp(-evidence))
-        quality = edge * convexity * size**0.5 * believed
+        quality = edge * convexity * size * believed
         worth = edge * convexity**0.5 * believed**0.5 * area
         return Candidate(contour.astype(np.int32), area, solidity, edge, evidence, float(quality), float(worth))
 
@@ -139,7 +172,7 @@ def _region(
     return _Region(parent, [], candidate, candidate.worth if candidate else 0.0)
 
 
-def _choose(regions: list[_Region]) -> list[Candidate | None]:
+def _choose(regions: list[_Region]) -> list[int]:
     """From the leaves down: a region is taken where it is worth more than the best that its children offer."""
     best = np.zeros(len(regions))
     taken = np.zeros(len(regions), bool)
@@ -147,27 +180,78 @@ def _choose(regions: list[_Region]) -> list[Candidate | None]:
         offered = sum(best[child] for child in regions[i].children)
         taken[i] = regions[i].worth > offered
         best[i] = max(regions[i].worth, offered)
-    chosen: list[Candidate | None] = []
+    chosen: list[int] = []
     open_regions = [i for i, region in enumerate(regions) if region.parent < 0]
     while open_regions:
         i = open_regions.pop()
         if taken[i]:
-            chosen.append(regions[i].candidate)
+            chosen.append(i)
         else:
             open_regions += regions[i].children
     return chosen
+
+
+def _sharpest(regions: list[_Region], chosen: int) -> Candidate:
+    """Of a chosen region and the same nucleus at the levels above, the outline on the strongest edge.
+
+    Worth counts area, so that a whole nucleus beats its parts; that also favours outlines outside of the edge.
+    """
+    best, level = regions[chosen].candidate, chosen
+    assert best is not None, "a region without a candidate is worth nothing"
+    smallest = SAME_NUCLEUS * best.area
+    while regions[level].children:
+        level = max(regions[level].children, key=lambda child: _area(regions[child]))
+        here = regions[level].candidate
+        if here is None or here.area < smallest:
+            break
+        best = max(best, here, key=_sharpness)
+    return best
+
+
+def _area(region: _Region) -> float:
+    return region.candidate.area if region.candidate is not None else 0.0
+
+
+def _sharpness(candidate: Candidate) -> float:
+    return candidate.edge * candidate.solidity**2 if candidate.worth > 0 else 0.0
 
 
 def _without_nested(chosen: list[Candidate], shape: tuple[int, ...]) -> list[Candidate]:
     """Candidates count with their holes filled, and a region can lie in a hole of another: the worthier one stays."""
     taken = np.zeros(shape, np.uint8)
     kept = []
-    for candidate in sorted(chosen, key=lambda candidate: -candidate.worth):
-        left, top, width, height = cv2.boundingRect(candidate.contour)
-        filled = np.zeros((height, width), np.uint8)
-        cv2.drawContours(filled, [candidate.contour - (left, top)], -1, 1, cv2.FILLED)
-        window = taken[top : top + height, left : left + width]
-        if not np.any(window & filled):
-            window |= filled
+    for candidate in _worthiest(chosen):
+        window, filled = _filled(candidate)
+        if not np.any(taken[window] & filled):
+            taken[window] |= filled
             kept.append(candidate)
     return kept
+
+
+def _filled(candidate: Candidate) -> tuple[tuple[slice, slice], UInt8Array]:
+    """The box (rows, columns) of a candidate and its mask there, holes filled."""
+    left, top, width, height = cv2.boundingRect(candidate.contour)
+    filled = np.zeros((height, width), np.uint8)
+    cv2.drawContours(filled, [candidate.contour - (left, top)], -1, 1, cv2.FILLED)
+    return (slice(top, top + height), slice(left, left + width)), filled
+
+
+def _exchange(first: list[Candidate], second: list[Candidate], shape: tuple[int, ...]) -> list[Candidate]:
+    """`first`, in which each of `second` has replaced what it overlaps where it is worth more than all of that."""
+    owner = np.full(shape, -1, np.int32)
+    kept: dict[int, Candidate] = {}
+    for number, candidate in enumerate(_worthiest(first) + _worthiest(second)):
+        window, filled = _filled(candidate)
+        rivals = [int(i) for i in np.unique(owner[window][filled > 0]) if i >= 0]
+        if candidate.worth <= sum(kept[i].worth for i in rivals):
+            continue
+        for i in rivals:
+            theirs, _ = _filled(kept.pop(i))
+            owner[theirs][owner[theirs] == i] = -1
+        owner[window][filled > 0] = number
+        kept[number] = candidate
+    return list(kept.values())
+
+
+def _worthiest(candidates: list[Candidate]) -> list[Candidate]:
+    return sorted(candidates, key=lambda candidate: -candidate.worth)

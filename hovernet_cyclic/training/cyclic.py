@@ -15,6 +15,7 @@ from joblib import Parallel, cpu_count, delayed
 
 from dataloader.augs import LabelledTile
 from dataloader.classifier_loader import PatchSampler, split_by_group
+from dataloader.copy_paste import cut_out
 from dataloader.pseudo_store import load_pseudo_mask, save_pseudo_masks
 from dataloader.train_loader import TileSampler
 from hovernet_cyclic.core.settings import TrainRecipe
@@ -25,7 +26,7 @@ from hovernet_cyclic.training.front_end import patch_accuracy, read_activation, 
 from hovernet_cyclic.training.gallery import write_gallery
 from hovernet_cyclic.training.networks import Networks
 from hovernet_cyclic.training.patch_score import score_on_patches
-from hovernet_cyclic.training.pseudo_masks import TileCandidates, make_pseudo_masks, tile_candidates
+from hovernet_cyclic.training.pseudo_masks import TileCandidates, make_pseudo_masks, surest, tile_candidates
 from hovernet_cyclic.training.run_dir import RunDir, StageLog
 from infer.base import NetworkSegmenter
 from models.devices import Device
@@ -130,9 +131,8 @@ def label_tiles(work: Work, cycle: int, activations: list[ActivationMap], with_t
         delayed(tile_candidates)(
             tile,
             activation,
-            segmenter.raw_maps(tile.image).np_prob if segmenter else None,
-            recipe.pseudo_masks,
-            recipe.candidates,
+            segmenter.raw_maps(tile.image) if segmenter else None,
+            recipe,
         )
         for tile, activation in zip(work.tiles, activations, strict=True)
     )
@@ -154,14 +154,12 @@ def teach_student(work: Work, cycle: int, part: int) -> None:
     stored = work.run.pseudo_masks(cycle)
     masks = {tile_id: load_pseudo_mask(stored, tile_id) for tile_id in work.source.tile_ids}
     shapes = (input_shape(recipe.net.mode, settings.patch_shape), settings.patch_shape)
-    tiles = [
-        LabelledTile(tile.image, masks[tile.tile_id].inst_map, masks[tile.tile_id].trusted)
-        for tile in work.tiles
-        if tile.tile_id not in work.drawn
-    ]
+    taught = [(tile, masks[tile.tile_id]) for tile in work.tiles if tile.tile_id not in work.drawn]
+    tiles = [LabelledTile(tile.image, mask.inst_map, mask.trusted) for tile, mask in taught]
+    cutouts = [cut_out(tile.image, mask.inst_map, surest(mask, settings.paste_above)) for tile, mask in taught]
     negatives = [i for i in work.train_patches if work.source.patch_labels[i, 0] == 0]
     drawn = list(work.drawn.values())
-    sampler = TileSampler(tiles, (work.source, negatives), shapes, settings, recipe.seed, drawn)
+    sampler = TileSampler(tiles, (work.source, negatives), shapes, settings, recipe.seed, drawn, cutouts)
     networks = work.networks
     stage = work.log.stage(f"cycle {cycle} back end {part + 1}/{settings.widen_rounds + 1}", work.device)
     train_back_end(networks.student, networks.teacher, sampler, range(begin, begin + length), settings, stage)
@@ -171,13 +169,20 @@ def show_cycle(work: Work, cycle: int, activations: list[ActivationMap]) -> None
     """A picture of the cycle: image, evidence, pseudo mask and what the teacher sees, for a few tiles."""
     stored = work.run.pseudo_masks(cycle)
     masks = [load_pseudo_mask(stored, tile_id) for tile_id in work.source.tile_ids]
-    write_gallery(work.run.cycle(cycle) / "gallery.png", work.tiles, activations, masks, work.segmenter())
+    write_gallery(
+        work.run.cycle(cycle) / "gallery.png",
+        work.tiles,
+        activations,
+        masks,
+        work.segmenter(),
+        work.recipe.smallest_area,
+    )
 
 
 def judge_cycle(work: Work, cycle: int, began: float) -> None:
     """Keep the cycle if it segments held-out patches at least as well as the best so far, else go back to that one."""
     networks, recipe = work.networks, work.recipe
-    score = score_on_patches(work.segmenter(), work.source, work.held_patches, recipe.net.post_proc, recipe.seed)
+    score = score_on_patches(work.segmenter(), work.source, work.held_patches, recipe)
     networks.save_net(work.run.cycle(cycle) / "net.tar", recipe)
     kept, reason = networks.keep_or_roll_back(cycle, score.balanced)
     rows = [row for row in work.run.read_json("cycles.json", []) if row["cycle"] < cycle]

@@ -25,13 +25,13 @@ from models.hovernet.post_proc import segment
 SHOWN = ("dice", "aji", "pq")
 
 
-def score_source(segmenter: Segmenter, source: AnnotatedSource, post_proc: str) -> dict[str, Any]:
+def score_source(segmenter: Segmenter, source: AnnotatedSource, recipe: TrainRecipe) -> dict[str, Any]:
     """Mean scores over the tiles of `source`, and those of each tile: {'mean': {name: float}, 'tiles': {id: {...}}}."""
     pairs = []
     for i in range(len(source.tile_ids)):
         tile = source.read_tile(i)
-        predicted = Annotation(tile.tile_id, segment(segmenter.raw_maps(tile.image), post_proc))
-        pairs.append((source.annotation(i), predicted))
+        inst_map = segment(segmenter.raw_maps(tile.image), recipe.net.post_proc, recipe.smallest_area)
+        pairs.append((source.annotation(i), Annotation(tile.tile_id, inst_map)))
     values = score_pairs(pairs).values
     names = list(source.tile_ids)
     tiles = {
@@ -53,7 +53,7 @@ def score_run(log_dir: str, data_dir: str, device: str) -> None:
         splits = open_source(recipe.data, data_dir, with_patches=False)
         sources = {**({"valid": splits.valid} if splits.valid else {}), **splits.test}
         for name, source in sources.items():
-            scores = score_source(segmenter, source, recipe.net.post_proc)
+            scores = score_source(segmenter, source, recipe)
             rows.setdefault(name, {})[f"cycle {cycle}"] = scores
     if rows:
         run.write_json("scores.json", rows)

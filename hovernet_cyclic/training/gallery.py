@@ -33,15 +33,19 @@ def write_gallery(
     activations: list[ActivationMap],
     masks: list[PseudoMask],
     segmenter: Segmenter,
+    smallest: int,
 ) -> None:
-    """Write the sheet of one cycle as PNG: at most MOST_ROWS tiles, evenly spread over all."""
+    """Write the sheet of one cycle as PNG: at most MOST_ROWS tiles, evenly spread over all.
+
+    smallest: px, of what is segmented.
+    """
     shown = set(np.linspace(0, len(masks) - 1, min(MOST_ROWS, len(masks))).round().astype(int).tolist())
     rows = []
     for i, (tile, activation, mask) in enumerate(zip(tiles, activations, masks, strict=True)):
         if i not in shown:
             continue
         image, window = middle(tile.image)
-        segmented = segment(segmenter.raw_maps(image))
+        segmented = segment(segmenter.raw_maps(image), smallest=smallest)
         pseudo = shade(outline(image, mask.inst_map[window]), ~mask.trusted[window])
         rows.append([image, heat(activation.evidence[0][window]), pseudo, outline(image, segmented)])
     write_png(path, sheet(rows))

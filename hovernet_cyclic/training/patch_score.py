@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hovernet_cyclic.core.settings import TrainRecipe
 from hovernet_cyclic.core.types import Segmenter, TileSource
 from models.hovernet.post_proc import segment
 
@@ -35,21 +36,23 @@ class PatchScore(NamedTuple):
 
 
 def score_on_patches(
-    segmenter: Segmenter, source: TileSource, indices: Sequence[int], post_proc: str, seed: int
+    segmenter: Segmenter, source: TileSource, indices: Sequence[int], recipe: TrainRecipe
 ) -> PatchScore:
     """Score on at most MOST_PATCHES patches of each label, the same ones for the same seed."""
     counts: dict[float, list[int]] = {}
     negative_pixels = 0
     for label in (1.0, 0.0):
         chosen = [i for i in indices if source.patch_labels[i, 0] == label]
-        order = np.random.default_rng(seed).permutation(len(chosen))[:MOST_PATCHES]
+        order = np.random.default_rng(recipe.seed).permutation(len(chosen))[:MOST_PATCHES]
         images = [source.read_patch(chosen[i]).image for i in order]
-        counts[label] = [int(segment(segmenter.raw_maps(image), post_proc).max(initial=0)) for image in images]
+        maps = (segmenter.raw_maps(image) for image in images)
+        found = (segment(raw, recipe.net.post_proc, recipe.smallest_area) for raw in maps)
+        counts[label] = [int(inst_map.max(initial=0)) for inst_map in found]
         negative_pixels = sum(image.shape[0] * image.shape[1] for image in images)
-    found = np.array(counts[1.0]) > 0
+    hit = np.array(counts[1.0]) > 0
     false = np.array(counts[0.0])
     return PatchScore(
-        float(found.mean()) if len(found) else float("nan"),
+        float(hit.mean()) if len(hit) else float("nan"),
         float((false == 0).mean()) if len(false) else float("nan"),
         float(false.sum() / negative_pixels * 1e6) if len(false) else float("nan"),
     )

@@ -12,9 +12,18 @@ import cv2
 import numpy as np
 
 from dataloader.stain import haematoxylin
-from hovernet_cyclic.core.settings import CandidateSettings, PseudoMaskSettings
-from hovernet_cyclic.core.types import ActivationMap, BoolArray, Float32Array, ImageTile, PseudoMask, UInt8Array
-from hovernet_cyclic.training.candidates import Candidate, find_candidates
+from hovernet_cyclic.core.settings import PseudoMaskSettings, TrainRecipe
+from hovernet_cyclic.core.types import (
+    ActivationMap,
+    BoolArray,
+    Float32Array,
+    ImageTile,
+    PseudoMask,
+    RawMaps,
+    UInt8Array,
+)
+from hovernet_cyclic.training.candidates import Candidate, Second, find_candidates
+from models.hovernet.post_proc import segment
 
 
 @dataclass(frozen=True)
@@ -32,22 +41,23 @@ class TileCandidates:
 def tile_candidates(
     tile: ImageTile,
     activation: ActivationMap,
-    teacher_prob: Float32Array | None,
-    settings: PseudoMaskSettings,
-    shapes: CandidateSettings,
+    teacher: RawMaps | None,
+    recipe: TrainRecipe,
 ) -> TileCandidates:
-    """Cut one tile into candidates. teacher_prob: float32 (H, W) in [0, 1], or None before there is a teacher."""
+    """Cut one tile into candidates. teacher: its maps of the tile, or None before there is a teacher."""
+    settings = recipe.pseudo_masks
     stain = haematoxylin(tile.image)
     evidence = activation.evidence[0]
     score = stain / max(float(stain.std()), 1e-3)
-    if teacher_prob is not None:
-        teacher_logit = logit(teacher_prob)
-        score = score + settings.teacher_weight * teacher_logit
-        found = find_candidates(score, teacher_logit, tile.mpp, shapes)
+    if teacher is not None:
+        teacher_logit = logit(teacher.np_prob)
+        both = score + settings.teacher_weight * teacher_logit
+        proposed = segment(teacher, smallest=recipe.smallest_area)
+        found = find_candidates(both, teacher_logit, tile.mpp, recipe.candidates, Second(score, proposed))
         # what either of the two holds possible is left out: a teacher that is blind to pale nuclei must not bury them
         evidence = np.maximum(evidence, teacher_logit)
     else:
-        found = find_candidates(score, evidence, tile.mpp, shapes)
+        found = find_candidates(score, evidence, tile.mpp, recipe.candidates)
     return TileCandidates(tile.tile_id, found, _doubtful(stain, evidence, tile.mpp, settings))
 
 
@@ -58,9 +68,20 @@ def logit(probability: Float32Array) -> Float32Array:
 
 
 def _doubtful(stain: Float32Array, evidence: Float32Array, mpp: float, settings: PseudoMaskSettings) -> BoolArray:
+    """Dark and evident pixels, and the pale inside of a rim of them: a vesicular nucleus is dark at its edge alone."""
+    stain, evidence = (_closed(values, settings.close_um / mpp) for values in (stain, evidence))
     smooth = np.asarray(cv2.GaussianBlur(stain, (0, 0), 0.375 / mpp), np.float32)
     dark = smooth > np.quantile(smooth, settings.dark_quantile)
     return np.asarray(dark & (evidence > settings.faint_evidence), dtype=np.bool_)
+
+
+def _closed(values: Float32Array, radius: float) -> Float32Array:
+    return np.asarray(cv2.morphologyEx(values, cv2.MORPH_CLOSE, _disc(radius)), np.float32)
+
+
+def _disc(radius: float) -> UInt8Array:
+    size = 2 * round(radius) + 1
+    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)), np.uint8)
 
 
 def make_pseudo_masks(
@@ -72,6 +93,11 @@ def make_pseudo_masks(
     """
     quality = np.sort([candidate.quality for tile in tiles for candidate in tile.candidates])
     return [_pseudo_mask(tile, quality, cycle, mpp, trust_above, settings) for tile in tiles]
+
+
+def surest(mask: PseudoMask, above: float) -> list[int]:
+    """Ids of the nuclei whose confidence (rank in [0, 1]) is at least `above`."""
+    return [inst_id for inst_id, rank in enumerate(mask.confidence.tolist(), 1) if rank >= above]
 
 
 def _pseudo_mask(
@@ -99,7 +125,5 @@ def _pseudo_mask(
 def _trusted(taught: BoolArray, unsure: UInt8Array, doubtful: BoolArray, surround: float) -> BoolArray:
     """Taught pixels, their close surround, and all that is neither doubtful nor near an unsure candidate."""
     near_unsure = cv2.dilate(unsure, np.ones((5, 5), np.uint8)) > 0
-    size = 2 * round(surround) + 1
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
-    surrounding = (cv2.dilate(taught.astype(np.uint8), kernel) > 0) & (unsure == 0)
+    surrounding = (cv2.dilate(taught.astype(np.uint8), _disc(surround)) > 0) & (unsure == 0)
     return np.asarray(taught | surrounding | ~(near_unsure | doubtful), dtype=np.bool_)

@@ -36,16 +36,17 @@ LOCAL_SMALLEST = 30  # px of a region without a marker that is a nucleus all the
 FloatArray = npt.NDArray[np.floating]
 
 
-def segment(raw: RawMaps, variant: str = "local") -> Int32Array:
+def segment(raw: RawMaps, variant: str = "local", smallest: int = SMALLEST_AREA) -> Int32Array:
     """int32 (H, W) inst_map of a tile, 0 background. raw: see RawMaps.
 
-    variant: 'local' numbers nuclei 1..N; 'hovernet' keeps the reference's numbers, which may have gaps.
+    variant: 'local' numbers nuclei 1..N and leaves out those under `smallest` px; 'hovernet' keeps the reference's
+    numbers, which may have gaps, and its own smallest area.
     Raises RecipeError for another variant.
     """
     nuclei = _drop_small(raw.np_prob >= NUCLEUS_PROB, SMALLEST_AREA)
     if variant == "local":
         inst_map = _cut(nuclei, _local_edges(raw.hv_map), LOCAL_LARGEST_HOLE)
-        return relabel(_add_unmarked(inst_map, nuclei))
+        return relabel(remove_small(_add_unmarked(inst_map, nuclei), smallest))
     if variant == "hovernet":
         return _cut(nuclei, _hovernet_edges(raw.hv_map), largest_hole=nuclei.size)
     raise RecipeError(f"The post-processing is '{variant}': use one of local, hovernet.")

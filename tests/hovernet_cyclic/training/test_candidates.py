@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hovernet_cyclic.core.settings import CandidateSettings
-from hovernet_cyclic.training.candidates import find_candidates, gradient
+from hovernet_cyclic.training.candidates import Second, find_candidates, gradient
 
 MPP = 0.25
 SHAPES = CandidateSettings()
@@ -74,6 +74,41 @@ def test_no_single_threshold_finds_what_each_nucleus_finds_for_itself():
     assert min(missed(threshold) for threshold in np.linspace(score.min(), score.max(), 64)) >= 1
 
 
+def test_the_outline_lies_on_the_edge_and_not_outside_of_it():
+    """A blurred edge has its steepest place where the disc ends; area alone would favour the level below."""
+    mask = disc((80, 80), 40, 40, 12)
+    (found,) = (painted(c, mask.shape) for c in find(cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 2.5)))
+    assert 0.93 < np.count_nonzero(found) / np.count_nonzero(mask) < 1.07
+
+
+def test_proposed_instances_part_what_no_level_parts_and_worthier_regions_replace_them():
+    """Five plateaus without a seam make a bent region, which is no nucleus; half a plateau loses to the whole."""
+    shape = (90, 150)
+    corner = [disc(shape, x, y, 11) for x, y in ((30, 30), (49, 30), (68, 30), (30, 49), (30, 68))]
+    alone = disc(shape, 115, 45, 11)
+    score = cv2.GaussianBlur((sum(corner) > 0).astype(np.float32) + alone, (0, 0), 1.0)
+    evidence = np.zeros(shape, np.float32)
+    assert len(find(score, evidence)) == 1
+    proposed = np.where(alone & (np.indices(shape)[1] < 115), 6, 0).astype(np.int32)
+    for inst_id, part in enumerate(corner, 1):
+        proposed[part & (proposed == 0)] = inst_id
+    found = find_candidates(score, evidence, MPP, SHAPES, Second(score, proposed))
+    assert len(found) == 6
+    for part in [*(proposed == inst_id for inst_id in range(1, 6)), alone]:
+        assert max(iou(part, painted(c, shape)) for c in found) > 0.75
+
+
+def test_a_later_cycle_judges_outlines_on_the_stain():
+    """The network's map is a wider disc than the stain's: the outline is drawn where the stain ends."""
+    shape = (80, 80)
+    stain = cv2.GaussianBlur(disc(shape, 40, 40, 9).astype(np.float32), (0, 0), 1.0)
+    opinion = cv2.GaussianBlur(disc(shape, 40, 40, 12).astype(np.float32), (0, 0), 1.5)
+    nothing = np.zeros(shape, np.int32)
+    (found,) = find_candidates(stain + opinion, opinion, MPP, SHAPES, Second(stain, nothing))
+    (wide,) = find_candidates(stain + 3 * opinion, opinion, MPP, SHAPES)
+    assert iou(painted(found, shape), disc(shape, 40, 40, 9)) > 0.8 and wide.area > 1.2 * found.area
+
+
 @QUICK
 @given(st.integers(0, 2**16), st.floats(1.0, 4.0))
 def test_candidates_never_overlap_and_stand_in_order(seed, grain):
@@ -131,7 +166,8 @@ def test_a_pair_without_a_seam_is_one_region_that_is_trusted_less_the_deeper_its
     per_edge = []
     for distance in (0, 16, 18, 20):
         (region,) = find(pair(distance, (1.0, 1.0))[1])
-        per_edge.append(region.quality / region.edge)
+        size = min(1, region.area * MPP**2 / SHAPES.full_area_um2)
+        per_edge.append(region.quality / (region.edge * size))
     assert per_edge == sorted(per_edge, reverse=True)
     assert per_edge[1] < 0.9 * per_edge[0] and per_edge[3] < 0.7 * per_edge[0]
 

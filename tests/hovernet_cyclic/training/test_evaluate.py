@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from hovernet_cyclic.core.settings import DataSettings, TrainRecipe
 from hovernet_cyclic.core.types import Annotation, ImageTile, RawMaps
 from hovernet_cyclic.training.evaluate import score_run, score_source
 
@@ -36,7 +37,7 @@ class Segmenter:
 
 
 def test_scores_by_hand():
-    found = score_source(Segmenter(), Annotated(), "local")
+    found = score_source(Segmenter(), Annotated(), TrainRecipe("test", DataSettings("folder")))
     assert found["tiles"]["a"]["dice"] == pytest.approx(1) and found["tiles"]["a"]["pq"] == pytest.approx(1)
     # one of two equal nuclei: Dice 2 * 400 / (400 + 800), AJI 400 / 800, PQ 1 / (1 + .5)
     second = found["tiles"]["b"]

@@ -68,5 +68,5 @@ def test_a_gallery_shows_few_of_many_tiles(tmp_path):
     activations = [ActivationMap(t.tile_id, np.zeros((1, 24, 40), np.float32), np.ones(1, np.float32)) for t in tiles]
     empty = np.zeros((24, 40), np.int32)
     masks = [PseudoMask(t.tile_id, 1, empty, empty == 0, np.zeros(0, np.float32)) for t in tiles]
-    write_gallery(tmp_path / "new" / "gallery.png", iter(tiles), activations, masks, Blind())
+    write_gallery(tmp_path / "new" / "gallery.png", iter(tiles), activations, masks, Blind(), 80)
     assert read_rgb(tmp_path / "new" / "gallery.png").shape == (MOST_ROWS * (24 + GAP), 4 * (40 + GAP), 3)

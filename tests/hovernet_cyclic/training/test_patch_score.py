@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from hovernet_cyclic.core.settings import DataSettings, NetSettings, TrainRecipe
 from hovernet_cyclic.core.types import LabelledPatch, RawMaps
 from hovernet_cyclic.training import patch_score
 from hovernet_cyclic.training.patch_score import PatchScore, score_on_patches
@@ -32,9 +33,8 @@ class Patches:
 
 
 def score(source, indices=None, seed=0):
-    return score_on_patches(
-        Oracle(), source, range(len(source.patch_labels)) if indices is None else indices, "local", seed
-    )
+    recipe = TrainRecipe("test", DataSettings("folder"), net=NetSettings(smallest_um2=0.0), seed=seed)
+    return score_on_patches(Oracle(), source, range(len(source.patch_labels)) if indices is None else indices, recipe)
 
 
 def test_shares_and_counts_by_hand():

@@ -1,18 +1,21 @@
 """Pseudo masks: what is taught, what is background and what is left unsaid."""
 
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hovernet_cyclic.core.settings import CandidateSettings, PseudoMaskSettings
-from hovernet_cyclic.core.types import ActivationMap, ImageTile
+from hovernet_cyclic.core.settings import DataSettings, PseudoMaskSettings, TrainRecipe
+from hovernet_cyclic.core.types import ActivationMap, ImageTile, PseudoMask, RawMaps
 from hovernet_cyclic.training.candidates import Candidate
-from hovernet_cyclic.training.pseudo_masks import TileCandidates, logit, make_pseudo_masks, tile_candidates
+from hovernet_cyclic.training.pseudo_masks import TileCandidates, logit, make_pseudo_masks, surest, tile_candidates
 
 MPP = 0.25
 SETTINGS = PseudoMaskSettings(dismiss_below=0.25)
+RECIPE = TrainRecipe("test", DataSettings("folder", MPP), pseudo_masks=SETTINGS)
 SIDE = 200
 
 
@@ -102,8 +105,8 @@ def test_stained_discs_become_candidates_with_and_without_a_teacher(teacher):
     tile = stained(centres)
     evidence = np.full((96, 96), -3.0)
     evidence[:48] = 3
-    prob = None if teacher is None else np.full((96, 96), teacher, np.float32)
-    found = tile_candidates(tile, activation(evidence), prob, SETTINGS, CandidateSettings())
+    maps = None if teacher is None else raw_maps(np.full((96, 96), teacher))
+    found = tile_candidates(tile, activation(evidence), maps, RECIPE)
     points = sorted(cv2.minEnclosingCircle(c.contour)[0] for c in found.candidates if c.area > 120)
     np.testing.assert_allclose(points, sorted(centres), atol=1.0)
     assert found.doubtful[24, 24] and not found.doubtful[5, 5], "dark and evident pixels are doubtful, pale ones not"
@@ -111,9 +114,29 @@ def test_stained_discs_become_candidates_with_and_without_a_teacher(teacher):
         assert not found.doubtful[70, 40], "neither front end nor teacher holds that disc possible"
 
 
+def raw_maps(prob):
+    return RawMaps(np.asarray(prob, np.float32), np.zeros((*prob.shape, 2), np.float32), None)
+
+
+def test_the_pale_inside_of_a_dark_rim_is_left_out_with_it():
+    tile = ImageTile("t", np.full((96, 96, 3), (235, 170, 205), np.uint8), MPP)
+    cv2.circle(tile.image, (48, 48), 9, (90, 60, 140), 3)
+    dark = cv2.circle(np.zeros((96, 96), np.uint8), (48, 48), 9, 1, 3) > 0
+    found = tile_candidates(tile, activation(np.where(dark, 3, -3)), None, RECIPE)
+    assert found.doubtful[48, 48] and found.doubtful[48, 57] and not found.doubtful[48, 75]
+    unclosed = dataclasses.replace(RECIPE, pseudo_masks=PseudoMaskSettings(close_um=0.0))
+    open_rims = tile_candidates(tile, activation(np.where(dark, 3, -3)), None, unclosed)
+    assert open_rims.doubtful[48, 57] and not open_rims.doubtful[48, 48]
+
+
+def test_the_surest_are_those_of_the_highest_rank():
+    mask = PseudoMask("t", 1, np.zeros((4, 4), np.int32), np.ones((4, 4), bool), np.array([0.9, 0.6, 0.75], np.float32))
+    assert surest(mask, 0.75) == [1, 3] and surest(mask, 0.95) == []
+
+
 def test_a_flat_tile_gives_a_finite_empty_mask():
     tile = ImageTile("t", np.full((64, 64, 3), 240, np.uint8), MPP)
-    found = tile_candidates(tile, activation(np.zeros((64, 64))), None, SETTINGS, CandidateSettings())
+    found = tile_candidates(tile, activation(np.zeros((64, 64))), None, RECIPE)
     (mask,) = make_pseudo_masks([found], 1, MPP, 0.6, SETTINGS)
     assert found.candidates == [] and not mask.inst_map.any() and mask.trusted.all()
 
