@@ -110,7 +110,7 @@ def stained_tiles(recipe: TrainRecipe, source: TileSource) -> list[LabelledTile]
     ]
     settings = recipe.pseudo_masks
     found = [
-        tile_candidates(tile, activation, None, settings, recipe.candidates)
+        tile_candidates(tile, activation, None, recipe)
         for tile, activation in zip(tiles, unsure, strict=True)
     ]
     masks = make_pseudo_masks(found, 1, recipe.data.mpp, settings.trust_above, settings)

@@ -37,8 +37,8 @@ def test_the_drawn_tile_stands_in_place_of_its_pseudo_mask(run_mixed, bench_data
     monkeypatch.setattr(cyclic, "TileSampler", lambda *arguments: seen.append(arguments) or honest(*arguments))
     run = run_mixed(tmp_path / "run")
     assert seen and run.net.exists()
-    for tiles, _, _, _, _, drawn in seen:
-        assert len(tiles) == 2 and len(drawn) == 1, "m0 and m1 by pseudo masks, c0 as drawn"
+    for tiles, _, _, _, _, drawn, cutouts in seen:
+        assert len(tiles) == len(cutouts) == 2 and len(drawn) == 1, "m0 and m1 by pseudo masks, c0 as drawn"
         expected = read_label_map(bench_data / "consep" / "labels" / "c0.png").inst_map
         np.testing.assert_array_equal(drawn[0].inst_map, expected)
         assert drawn[0].trusted.all() and not all(tile.trusted.all() for tile in tiles)
