@@ -109,10 +109,7 @@ def stained_tiles(recipe: TrainRecipe, source: TileSource) -> list[LabelledTile]
         for tile in tiles
     ]
     settings = recipe.pseudo_masks
-    found = [
-        tile_candidates(tile, activation, None, recipe)
-        for tile, activation in zip(tiles, unsure, strict=True)
-    ]
+    found = [tile_candidates(tile, activation, None, recipe) for tile, activation in zip(tiles, unsure, strict=True)]
     masks = make_pseudo_masks(found, 1, recipe.data.mpp, settings.trust_above, settings)
     return [LabelledTile(tile.image, mask.inst_map, mask.trusted) for tile, mask in zip(tiles, masks, strict=True)]
 

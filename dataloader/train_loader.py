@@ -33,7 +33,7 @@ class TileBatch(NamedTuple):
 class TileSampler:
     """Draws crops of tiles at random, crops of tiles with drawn masks, and canvases made of negative patches.
 
-    Every pixel of such a canvas is background beyond doubt: the image-level labels say so.
+    Every pixel of such a canvas is background beyond doubt, but for nuclei pasted on: the image-level labels say so.
     """
 
     def __init__(
@@ -114,7 +114,10 @@ class TileSampler:
         while top < height:
             top = self._fill_row(canvas, top, rng)
         nothing = np.zeros((height, width), np.int32)
-        return LabelledTile(canvas, nothing, np.ones((height, width), bool), nothing.astype(np.uint8))
+        bare = LabelledTile(canvas, nothing, np.ones((height, width), bool), nothing.astype(np.uint8))
+        if not len(self._cutouts):
+            return bare
+        return self._pasted(bare, self._cutouts[int(rng.integers(len(self._cutouts)))], rng)
 
     def _fill_row(self, canvas: UInt8Array, top: int, rng: np.random.Generator) -> int:
         """One row of patches, as high as its first one. Returns where the next row begins."""

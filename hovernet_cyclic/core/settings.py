@@ -182,7 +182,7 @@ class BackEndSettings:
     steps: int = 600
     batch_size: int = 4
     patch_shape: tuple[int, int] = (192, 192)
-    negatives_per_batch: int = 0
+    negatives_per_batch: int = 1
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     ema_decay: float = 0.99

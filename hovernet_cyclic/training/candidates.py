@@ -99,18 +99,15 @@ class _Judge:
         self.smallest = settings.min_area_um2 / mpp**2
         self.largest = settings.max_area_um2 / mpp**2
 
-    def measure(self, mask: Int32Array, top: int, left: int) -> Candidate | None:
+    def measure(self, mask: UInt8Array, top: int, left: int) -> Candidate | None:
         """uint8 (h, w) mask of one region whose box begins at (top, left) -> Candidate, None where size forbids."""
-        contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        contour = max(contours, key=cv2.contourArea)
-        area = cv2.contourArea(contour) + len(contour) / 2  # the polygon runs through pixel centres
+        contour, area, solidity = outline(mask)
         if not self.smallest <= area <= self.largest:
             return None
-        hull_area = cv2.contourArea(cv2.convexHull(contour)) + len(contour) / 2
         columns, rows = contour[:, 0, 0] + left, contour[:, 0, 1] + top
         edge = float(self._gradient[rows, columns].mean()) / self._gradient_scale
         inside = self._evidence[top : top + mask.shape[0], left : left + mask.shape[1]][mask > 0]
-        return self._judged(contour + np.array([left, top]), area, area / hull_area, edge, float(inside.mean()))
+        return self._judged(contour + np.array([left, top]), area, solidity, edge, float(inside.mean()))
 
     def measure_all(self, inst_map: Int32Array) -> list[Candidate]:
         """int32 (H, W), 0 background -> a candidate for each instance whose size allows it."""
@@ -122,13 +119,29 @@ class _Judge:
         return [candidate for candidate in found if candidate is not None]
 
     def _judged(self, contour: Int32Array, area: float, solidity: float, edge: float, evidence: float) -> Candidate:
-        floor = self._settings.lowest_solidity
-        convexity = max(0.0, (solidity - floor) / (1 - floor))
+        convexity = convexity_of(solidity, self._settings)
         size = min(1.0, area / self._full_area)
         believed = 1 / (1 + np.exp(-evidence))
         quality = edge * convexity * size * believed
         worth = edge * convexity**0.5 * believed**0.5 * area
         return Candidate(contour.astype(np.int32), area, solidity, edge, evidence, float(quality), float(worth))
+
+
+def outline(mask: UInt8Array) -> tuple[Int32Array, float, float]:
+    """Of a mask uint8 (h, w) of one region: contour int32 (K, 1, 2) x, y, area in px with holes filled, and solidity.
+
+    Solidity is the area over that of the convex hull. Of a region in pieces it is the largest piece's.
+    """
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    contour = np.asarray(max(contours, key=cv2.contourArea), np.int32)
+    beside = len(contour) / 2  # the polygon runs through pixel centres
+    area = cv2.contourArea(contour) + beside
+    return contour, area, area / (cv2.contourArea(cv2.convexHull(contour)) + beside)
+
+
+def convexity_of(solidity: float, settings: CandidateSettings) -> float:
+    """In [0, 1]: 0 up to the lowest solidity of a nucleus, 1 where it is its own convex hull."""
+    return max(0.0, (solidity - settings.lowest_solidity) / (1 - settings.lowest_solidity))
 
 
 def gradient(score: Float32Array) -> Float32Array:

@@ -180,13 +180,13 @@ def show_cycle(work: Work, cycle: int, activations: list[ActivationMap]) -> None
 
 
 def judge_cycle(work: Work, cycle: int, began: float) -> None:
-    """Keep the cycle if it segments held-out patches at least as well as the best so far, else go back to that one."""
+    """Keep the cycle if it does no worse on held-out patches than the best so far, else go back to that one."""
     networks, recipe = work.networks, work.recipe
     score = score_on_patches(work.segmenter(), work.source, work.held_patches, recipe)
     networks.save_net(work.run.cycle(cycle) / "net.tar", recipe)
-    kept, reason = networks.keep_or_roll_back(cycle, score.balanced)
+    kept, reason = networks.keep_or_roll_back(cycle, score.surplus)
     rows = [row for row in work.run.read_json("cycles.json", []) if row["cycle"] < cycle]
-    row = {"cycle": cycle, **score._asdict(), "balanced": score.balanced, "kept": kept, "reason": reason}
+    row = {"cycle": cycle, **score._asdict(), "surplus": score.surplus, "kept": kept, "reason": reason}
     work.run.write_json("cycles.json", [*rows, {**row, "seconds": round(time.monotonic() - began, 1)}])
     networks.save_state(work.run.state, recipe)
     work.log.say(f"cycle {cycle}: {reason}")

@@ -74,17 +74,18 @@ class Networks:
     def keep_or_roll_back(self, cycle: int, score: float) -> tuple[bool, str]:
         """Note that `cycle` is done. Returns whether it was kept, and the reason in words.
 
-        score: in [0, 1], or nan where there was nothing to judge by: then the cycle is kept.
+        score: see PatchScore.surplus; nan where there was nothing to judge by: then the cycle is kept.
         """
         self.cycles_done = cycle
         if self.best is None or not score < self.best_score:  # a score that is nan is below nothing
-            before = f", {self.best_score:.3f} before" if self.best is not None else ""
+            before = f" ({self.best_score:.0f} before)" if self.best is not None else ""
             self.best_cycle, self.best_score, self.best = cycle, score, self._weights()
             if math.isnan(score):
                 return True, "kept: there are no held-out patches to judge it by"
-            return True, f"kept: {score:.3f} of the held-out patches judged right{before}"
+            return True, f"kept: {score:.0f} nuclei per mm2 more in positive held-out patches than in negative{before}"
         self._load(self.best)
-        return False, f"rolled back to cycle {self.best_cycle}: {score:.3f} is below its {self.best_score:.3f}"
+        below = f"a surplus of {score:.0f} nuclei per mm2 is below its {self.best_score:.0f}"
+        return False, f"rolled back to cycle {self.best_cycle}: {below}"
 
     def segmenter(self, recipe: TrainRecipe, device: Device) -> NetworkSegmenter:
         """The teacher behind a lattice of patches."""

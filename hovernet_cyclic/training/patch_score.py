@@ -1,58 +1,91 @@
-"""A score of a segmentation network that needs no masks: does it find a nucleus where people said that there is one?
+"""A score of a segmentation network that needs no masks: nuclei where people saw some, and none where they saw none.
 
-On image-level patches that no stage was trained on, a positive patch is right when the network segments at least one
-nucleus in it, a negative patch when it segments none. The mean of the two shares decides whether a cycle is kept.
+On image-level patches that no stage was trained on, nuclei are counted, each by how convex it is: what is shattered or
+run together counts little. The surplus of positive patches over negative ones decides whether a cycle is kept. (Whether
+a positive patch holds any nucleus at all is no measure: every network that has learnt something finds one.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import ndimage
 
 from hovernet_cyclic.core.settings import TrainRecipe
-from hovernet_cyclic.core.types import Segmenter, TileSource
+from hovernet_cyclic.core.types import Int32Array, Segmenter, TileSource
+from hovernet_cyclic.training.candidates import convexity_of, outline
 from models.hovernet.post_proc import segment
 
-MOST_PATCHES = 300  # of each label: the share's standard error is below .03
+MOST_PATCHES = 300  # of each label: a share's standard error is below .03
 
 
 class PatchScore(NamedTuple):
     """recall: share of positive patches with a nucleus. specificity: share of negative patches without.
 
-    false_nuclei: nuclei per megapixel of negative patches. All nan where there is no such patch.
+    found, false: convex nuclei per mm2 of positive and of negative patches, see the module. Each is nan where there is
+    no such patch.
     """
 
     recall: float
     specificity: float
-    false_nuclei: float
+    found: float
+    false: float
 
     @property
-    def balanced(self) -> float:
-        """Mean of recall and specificity, of the one that is known where the other is not."""
-        known = [share for share in (self.recall, self.specificity) if not np.isnan(share)]
-        return float(np.mean(known)) if known else float("nan")
+    def surplus(self) -> float:
+        """found - false, per mm2; the one that is known where the other is not (found, or -false); nan without both."""
+        known = [value for value in (self.found, -self.false) if not np.isnan(value)]
+        return float(sum(known)) if known else float("nan")
+
+
+class _Patch(NamedTuple):
+    """What was found in one patch: nuclei, the sum of their convexities, and the patch's area in mm2."""
+
+    nuclei: int
+    convex: float
+    area: float
 
 
 def score_on_patches(
     segmenter: Segmenter, source: TileSource, indices: Sequence[int], recipe: TrainRecipe
 ) -> PatchScore:
     """Score on at most MOST_PATCHES patches of each label, the same ones for the same seed."""
-    counts: dict[float, list[int]] = {}
-    negative_pixels = 0
-    for label in (1.0, 0.0):
-        chosen = [i for i in indices if source.patch_labels[i, 0] == label]
-        order = np.random.default_rng(recipe.seed).permutation(len(chosen))[:MOST_PATCHES]
-        images = [source.read_patch(chosen[i]).image for i in order]
-        maps = (segmenter.raw_maps(image) for image in images)
-        found = (segment(raw, recipe.net.post_proc, recipe.smallest_area) for raw in maps)
-        counts[label] = [int(inst_map.max(initial=0)) for inst_map in found]
-        negative_pixels = sum(image.shape[0] * image.shape[1] for image in images)
-    hit = np.array(counts[1.0]) > 0
-    false = np.array(counts[0.0])
+    positive, negative = (_patches(segmenter, source, indices, recipe, label) for label in (1.0, 0.0))
     return PatchScore(
-        float(hit.mean()) if len(hit) else float("nan"),
-        float((false == 0).mean()) if len(false) else float("nan"),
-        float(false.sum() / negative_pixels * 1e6) if len(false) else float("nan"),
+        _mean(patch.nuclei > 0 for patch in positive),
+        _mean(patch.nuclei == 0 for patch in negative),
+        _density(positive),
+        _density(negative),
     )
+
+
+def _patches(
+    segmenter: Segmenter, source: TileSource, indices: Sequence[int], recipe: TrainRecipe, label: float
+) -> list[_Patch]:
+    chosen = [i for i in indices if source.patch_labels[i, 0] == label]
+    order = np.random.default_rng(recipe.seed).permutation(len(chosen))[:MOST_PATCHES]
+    found = []
+    for i in order:
+        raw = segmenter.raw_maps(source.read_patch(chosen[i]).image)
+        inst_map = segment(raw, recipe.net.post_proc, recipe.smallest_area)
+        area = inst_map.size * (recipe.data.mpp / 1000) ** 2
+        found.append(_Patch(int(inst_map.max(initial=0)), _convex(inst_map, recipe), area))
+    return found
+
+
+def _convex(inst_map: Int32Array, recipe: TrainRecipe) -> float:
+    """Sum of the convexities of all instances, each in [0, 1]."""
+    boxes = enumerate(ndimage.find_objects(inst_map), 1)
+    masks = ((inst_map[box] == inst_id).astype(np.uint8) for inst_id, box in boxes if box is not None)
+    return sum(convexity_of(outline(mask)[2], recipe.candidates) for mask in masks)
+
+
+def _mean(hits: Iterable[bool]) -> float:
+    values = list(hits)
+    return float(np.mean(values)) if values else float("nan")
+
+
+def _density(patches: list[_Patch]) -> float:
+    return sum(patch.convex for patch in patches) / sum(patch.area for patch in patches) if patches else float("nan")

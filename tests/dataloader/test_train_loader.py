@@ -8,6 +8,7 @@ import pytest
 
 import dataloader.train_loader as train_loader
 from dataloader.augs import LabelledTile
+from dataloader.copy_paste import Cutout
 from dataloader.train_loader import TileSampler, prefetch
 from hovernet_cyclic.core.settings import BackEndSettings
 from hovernet_cyclic.core.types import LabelledPatch
@@ -180,3 +181,17 @@ def test_types_reach_the_targets_where_a_tile_has_them(monkeypatch):
     assert typed_target.type_map.dtype == np.int64 and typed_target.type_map.shape == (72, 72)
     for canvas in canvases:
         assert not canvas.type_map.any(), "a canvas is background beyond doubt"
+
+
+def test_sure_nuclei_are_pasted_on_crops_and_canvases_alone_of_their_share():
+    """With a share of 1 every crop and canvas gets some; drawn tiles, and a share of 0, stay as they are."""
+    spot = Cutout(np.full((9, 9, 3), 7, np.uint8), np.ones((9, 9), bool))
+    bare = LabelledTile(np.full((90, 90, 3), 200, np.uint8), np.zeros((90, 90), np.int32), np.ones((90, 90), bool))
+    nuclei = {}
+    for share in (0.0, 1.0):
+        how = dataclasses.replace(SETTINGS, paste_share=share, most_pasted=99, annotated_per_batch=1)
+        loader = TileSampler([bare], (Negatives(), [0, 1, 2]), SHAPES, how, 0, [bare], [[spot]])
+        nuclei[share] = [[t.np_map.any() for t in loader.batch(step).targets] for step in range(12)]
+    assert not np.any(nuclei[0.0])
+    crop, drawn, *canvases = np.mean(nuclei[1.0], axis=0)
+    assert crop > 0.5 and min(canvases) > 0.5 and drawn == 0

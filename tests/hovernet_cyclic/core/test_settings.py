@@ -165,7 +165,7 @@ def test_a_plain_form_of_before_masks_could_be_learnt_from_is_the_same_recipe():
 
 
 def test_drawn_masks_may_be_all_or_some_and_typed_or_not():
-    assert mixed(annotated_per_batch=4).supervision == "mixed"
+    assert mixed(annotated_per_batch=3).supervision == "mixed"
     for nr_types in (None, 3):
         assert TrainRecipe("a", TYPED, "masks", net=NetSettings(nr_types=nr_types)).net.nr_types == nr_types
     assert TrainRecipe("a", DataSettings("folder"), "masks", net=NetSettings(nr_types=7)).net.nr_types == 7

@@ -39,27 +39,31 @@ def test_the_teacher_begins_as_the_student(networks):
     assert same(networks.student.state_dict().values(), networks.teacher.module.state_dict().values())
 
 
-@pytest.mark.parametrize("score", [0.7, 0.8])
+@pytest.mark.parametrize("score", [700.0, 800.0])
 def test_a_cycle_that_is_no_worse_is_kept(networks, score):
-    networks.keep_or_roll_back(1, 0.7)
+    networks.keep_or_roll_back(1, 700.0)
     change(networks)
     new = weights(networks)
     kept, reason = networks.keep_or_roll_back(2, score)
-    assert kept and reason == f"kept: {score:.3f} of the held-out patches judged right, 0.700 before"
+    assert (
+        kept
+        and reason.startswith(f"kept: {score:.0f} nuclei per mm2 more in positive")
+        and reason.endswith("(700 before)")
+    )
     assert same(weights(networks), new)
     assert (networks.cycles_done, networks.best_cycle, networks.best_score) == (2, 2, score)
 
 
 def test_a_worse_cycle_is_rolled_back_exactly_and_more_than_once(networks):
-    kept, reason = networks.keep_or_roll_back(1, 0.7)
+    kept, reason = networks.keep_or_roll_back(1, 700.0)
     assert kept and "before" not in reason
     best = weights(networks)
     for cycle in (2, 3):
         change(networks)
-        kept, reason = networks.keep_or_roll_back(cycle, 0.699)
-        assert not kept and reason == "rolled back to cycle 1: 0.699 is below its 0.700"
+        kept, reason = networks.keep_or_roll_back(cycle, 699.0)
+        assert not kept and reason == "rolled back to cycle 1: a surplus of 699 nuclei per mm2 is below its 700"
         assert same(weights(networks), best)
-        assert (networks.cycles_done, networks.best_cycle, networks.best_score) == (cycle, 1, 0.7)
+        assert (networks.cycles_done, networks.best_cycle, networks.best_score) == (cycle, 1, 700.0)
 
 
 def test_what_cannot_be_judged_is_kept(networks):

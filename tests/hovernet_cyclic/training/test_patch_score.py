@@ -6,7 +6,7 @@ import pytest
 from hovernet_cyclic.core.settings import DataSettings, NetSettings, TrainRecipe
 from hovernet_cyclic.core.types import LabelledPatch, RawMaps
 from hovernet_cyclic.training import patch_score
-from hovernet_cyclic.training.patch_score import PatchScore, score_on_patches
+from hovernet_cyclic.training.patch_score import PatchScore, _convex, score_on_patches
 
 
 class Oracle:
@@ -41,22 +41,35 @@ def test_shares_and_counts_by_hand():
     """Two of three positive patches have a nucleus; one of four negative ones is spoilt, by three nuclei."""
     source = Patches((1, 1), (1, 2), (1, 0), (0, 0), (0, 0), (0, 0), (0, 3))
     found = score(source)
-    assert found == PatchScore(pytest.approx(2 / 3), 0.75, pytest.approx(3 / (4 * 16 * 50) * 1e6))
-    assert found.balanced == pytest.approx((2 / 3 + 0.75) / 2)
+    mm2 = 16 * 50 * 0.25**2 / 1e6
+    # squares are convex: each counts as 1
+    assert found == PatchScore(pytest.approx(2 / 3), 0.75, pytest.approx(3 / (3 * mm2)), pytest.approx(3 / (4 * mm2)))
+    assert found.surplus == pytest.approx((1 - 0.75) / mm2)
+
+
+def test_shattered_nuclei_count_little():
+    """A comb is half of its convex hull: it is no nucleus. One square beside it is."""
+    inst_map = np.zeros((40, 60), np.int32)
+    inst_map[5:25, 5:25] = 1
+    inst_map[5:25:2, 35:55] = 2
+    inst_map[5:25, 35:37] = 2
+    recipe = TrainRecipe("test", DataSettings("folder"))
+    assert _convex(inst_map, recipe) == pytest.approx(1)
+    assert _convex(np.zeros((5, 5), np.int32), recipe) == 0
 
 
 def test_only_the_given_patches_count():
-    assert score(Patches((1, 1), (1, 0), (0, 3), (0, 0)), [0, 3]) == PatchScore(1.0, 1.0, 0.0)
+    assert score(Patches((1, 1), (1, 0), (0, 3), (0, 0)), [0, 3]) == PatchScore(
+        1.0, 1.0, pytest.approx(1e6 / (16 * 50 * 0.25**2)), 0.0
+    )
 
 
 def test_what_is_not_there_is_not_judged():
     positives, negatives, none = score(Patches((1, 1), (1, 0))), score(Patches((0, 0))), score(Patches((1, 1)), [])
-    assert (
-        positives.recall == positives.balanced == 0.5
-        and np.isnan([positives.specificity, positives.false_nuclei]).all()
-    )
-    assert negatives.specificity == negatives.balanced == 1 and np.isnan(negatives.recall)
-    assert np.isnan([*none, none.balanced]).all()
+    assert positives.recall == 0.5 and positives.surplus == positives.found > 0
+    assert np.isnan([positives.specificity, positives.false]).all()
+    assert negatives.specificity == 1 and negatives.surplus == 0 and np.isnan([negatives.recall, negatives.found]).all()
+    assert np.isnan([*none, none.surplus]).all()
 
 
 def test_at_most_so_many_of_each_label_and_the_same_for_a_seed(monkeypatch):
