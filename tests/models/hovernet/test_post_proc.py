@@ -20,7 +20,7 @@ GOLDEN = Path(os.environ.get("HOVERNET_CYCLIC_GOLDEN", Path(__file__).parents[4]
 
 def raw_of(inst_map):
     """The maps of a network that has learnt `inst_map` by heart."""
-    targets = hover_targets(inst_map, inst_map.shape)
+    targets = hover_targets(inst_map, inst_map.shape, keep_border=True)
     return RawMaps(targets.np_map.astype(np.float32), targets.hv_map)
 
 
