@@ -57,7 +57,7 @@ def test_forward_of_fast_equals_the_reference():
 
 
 class PlainHoVerNet:
-    """The published network once more, without modules: each layer by the name of its weights, each crop by its size."""
+    """The published network once more, without modules: each layer by its name, each crop by its size."""
 
     def __init__(self, weights, mode):
         self.weights, self.ksize = weights, 5 if mode == "original" else 3
