@@ -33,7 +33,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hovernet_cyclic.command_line import exit_with
+from hovernet_cyclic.command_line import exit_with, path_fault
 
 if TYPE_CHECKING:
     from hovernet_cyclic.core.comparison import Interval, ScoreTable
@@ -74,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except HoverNetCyclicError as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(path_fault(error), file=sys.stderr)
         return 2
     return 1 if report["without_partner"] else 0
 

@@ -8,6 +8,13 @@ from collections.abc import Callable
 from typing import NoReturn
 
 
+def path_fault(error: OSError) -> str:
+    """What is wrong with a path that was given, in a sentence: a folder that may not be read, a name too long, ..."""
+    if isinstance(error, BrokenPipeError):
+        raise error  # no fault of a path: see exit_with
+    return f"{error.filename} cannot be used ({error.strerror}): give another path, or change its rights."
+
+
 def exit_with(main: Callable[[], int]) -> NoReturn:
     """Run `main` and leave with its exit code; quietly, with 141, where the reader of a pipe has gone."""
     try:

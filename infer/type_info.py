@@ -75,7 +75,7 @@ def _read(path: str | Path) -> dict[str, Any]:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors on Windows put a mark first
     except OSError as error:
         raise DatasetError(f"{path} cannot be read ({error.strerror}): check --type_info_path.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path} is no JSON file ({error}): correct it.") from error
     if not isinstance(content, dict):
         raise DatasetError(f"{path} holds no entry a type, such as {_EXAMPLE}: correct it.")

@@ -123,6 +123,15 @@ def test_bad_options_are_one_sentence_and_exit_2(folders, capsys, options, words
     assert words in error and "\n" not in error and "Traceback" not in error
 
 
+def test_a_folder_that_may_not_be_read_is_named(folders, monkeypatch, capsys):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert run(folders) == 2
+    assert capsys.readouterr().err.startswith(f"{folders / 'true'} cannot be used (Permission denied): ")
+
+
 def test_unlike_shapes_name_both_files(folders, capsys):
     np.save(folders / "exact" / "im1.npy", np.ones((5, 6), int))
     assert run(folders, pred="exact") == 2

@@ -29,6 +29,7 @@ def test_background_may_be_left_out(tmp_path):
     [
         ("{", "is no JSON file"),
         (b"\xff\xfe".decode("latin-1"), "is no JSON file"),
+        ("[" * 100_000, "is no JSON file"),
         ([1], "holds no entry a type"),
         ({"one": ["a", [1, 2, 3]]}, 'its entry "one"'),
         ({"\u0661": ["a", [1, 2, 3]]}, "its entry"),
