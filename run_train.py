@@ -32,7 +32,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hovernet_cyclic.command_line import exit_with
+from hovernet_cyclic.command_line import exit_with, option_fault, path_fault
 from hovernet_cyclic.core.errors import HoverNetCyclicError, RecipeError
 from hovernet_cyclic.core.settings import TrainRecipe
 
@@ -60,10 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         recipe = chosen_recipe(arguments)
         return view(arguments, recipe) if arguments["--view"] else train(arguments, recipe)
     except DocoptExit as error:
-        print(error, file=sys.stderr)
+        print(option_fault(error, sys.argv[1:] if argv is None else argv, __doc__ or ""), file=sys.stderr)
         return 2
     except HoverNetCyclicError as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(path_fault(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped. What was finished is kept: give --resume to go on.", file=sys.stderr)
