@@ -33,7 +33,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hovernet_cyclic.command_line import exit_with, option_fault, path_fault
+from hovernet_cyclic.command_faults import option_fault, path_fault
+from hovernet_cyclic.command_line import exit_with
 
 if TYPE_CHECKING:
     from hovernet_cyclic.core.comparison import Interval, ScoreTable

@@ -35,7 +35,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hovernet_cyclic.command_line import exit_with, path_fault
+from hovernet_cyclic.command_faults import path_fault
+from hovernet_cyclic.command_line import exit_with
 from hovernet_cyclic.core.errors import CheckpointError, HoverNetCyclicError, RecipeError
 
 if TYPE_CHECKING:

@@ -32,7 +32,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hovernet_cyclic.command_line import exit_with, option_fault, path_fault
+from hovernet_cyclic.command_faults import option_fault, path_fault
+from hovernet_cyclic.command_line import exit_with
 from hovernet_cyclic.core.errors import HoverNetCyclicError, RecipeError
 from hovernet_cyclic.core.settings import TrainRecipe
 
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = docopt(__doc__ or "", None if argv is None else list(argv), version=__version__)
         recipe = chosen_recipe(arguments)
-        return view(arguments, recipe) if arguments["--view"] else train(arguments, recipe)
+        return train(arguments, recipe) if arguments["--view"] is None else view(arguments, recipe)
     except DocoptExit as error:
         print(option_fault(error, sys.argv[1:] if argv is None else argv, __doc__ or ""), file=sys.stderr)
         return 2

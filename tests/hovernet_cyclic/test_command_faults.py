@@ -2,7 +2,7 @@ import pytest
 
 import run_eval
 import run_train
-from hovernet_cyclic.command_line import path_fault
+from hovernet_cyclic.command_faults import path_fault
 
 
 def test_a_fault_of_a_path_names_it():
