@@ -134,7 +134,7 @@ def test_foreign_folders_and_other_versions_are_refused(tmp_path):
 
 def test_a_file_in_place_of_the_folder_is_not_told_to_be_removed(tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(DatasetError, match="mine.txt is a file: give a new or empty folder"):
+    with pytest.raises(DatasetError, match=r"mine\.txt is a file: give a new or empty folder"):
         open_source(SETTINGS, str(tmp_path / "mine.txt"))
 
 
