@@ -83,6 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(path_fault(error), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Stopped. Nothing is written.", file=sys.stderr)
+        return 130
     return 1 if report["without_partner"] else 0
 
 

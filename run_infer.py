@@ -241,7 +241,11 @@ def types_of(loaded: LoadedNetwork, recipe: TrainRecipe | None, path: str | None
         return default_type_info(loaded.nr_types, recipe.data.type_names if recipe else ())
     if loaded.nr_types is None:
         raise RecipeError(f"--type_info_path={path}: this network tells no types: leave that out.")
-    return read_type_info(path, loaded.nr_types)
+    info = read_type_info(path, loaded.nr_types)
+    if len(info.types) > loaded.nr_types:
+        most = max(info.types)
+        print(f"{path} names types to {most}, the network tells 0 to {loaded.nr_types - 1}: check that it is its file.")
+    return info
 
 
 def describe(loaded: LoadedNetwork, recipe: TrainRecipe | None, path: str) -> str:

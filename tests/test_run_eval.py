@@ -157,6 +157,15 @@ def test_a_folder_that_may_not_be_read_is_named(folders, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith(f"{folders / 'true'} cannot be used (Permission denied): ")
 
 
+def test_stopped_by_hand(folders, monkeypatch, capsys):
+    def stop(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_eval, "evaluate", stop)
+    assert run(folders, f"--out={folders / 'scores.json'}") == 130
+    assert capsys.readouterr().err == "Stopped. Nothing is written.\n" and not (folders / "scores.json").exists()
+
+
 def test_unlike_shapes_name_both_files(folders, capsys):
     np.save(folders / "exact" / "im1.npy", np.ones((5, 6), int))
     assert run(folders, pred="exact") == 2

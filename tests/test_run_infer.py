@@ -107,6 +107,13 @@ def test_types_have_the_names_of_the_file_or_of_the_recipe(place):
     assert loadmat(place / "typed2" / "mat" / "first.mat")["inst_type"].dtype == np.int64
 
 
+def test_a_file_that_names_more_types_is_taken_with_a_word(place, tmp_path, capsys):
+    path = tmp_path / "type_info.json"
+    path.write_text(json.dumps({**TYPES, "3": ["none", [0, 9, 0]]}))
+    assert run_infer.main(command(place, net="typed.tar", shared=[f"--type_info_path={path}"], out="typed3")) == 0
+    assert f"{path} names types to 3, the network tells 0 to 2" in capsys.readouterr().out
+
+
 def test_the_answer_does_not_depend_on_batches_and_workers(place):
     outs = []
     for number, (batch, readers, finishers) in enumerate([(1, 0, 0), (3, 2, 2)]):
