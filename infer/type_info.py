@@ -66,7 +66,7 @@ def read_type_info(path: str | Path, nr_types: int) -> TypeInfo:
     missing = sorted(set(range(nr_types)) - set(types))
     if missing:
         raise DatasetError(
-            f"{path} does not name type {missing[0]}, and the network tells types 0 to {nr_types - 1}: give its own file."
+            f"{path} does not name type {missing[0]}, and the network tells 0 to {nr_types - 1}: give its own file."
         )
     return TypeInfo(types)
 
