@@ -15,7 +15,8 @@ Options:
   --true_dir=<dir>       True label maps.
   --compare=<dir>        A second folder of predictions: also print the first minus the second, image by image.
   --out=<file.json>      Write the same numbers as JSON.
-  --types                Also score nucleus types (MAT with inst_type or type_map, NPY with two channels).
+  --types                Also score nucleus types (MAT with inst_type or type_map, NPY with two channels); image by
+                         image in --out.
   --true_type_dir=<dir>  Type maps of the true label maps, where they are files of their own.
   --radius=<px>          Centroids further apart are no pair. [default: 12]
   --resamples=<n>        Bootstrap samples. [default: 2000]
@@ -54,6 +55,7 @@ IN_JSON_ALONE = {"dice2": "Dice summed over all overlapping pairs of nuclei (ens
 TYPE_COUNTS = (("true", "true_nuclei"), ("pred", "pred_nuclei"))
 TYPE_TITLES = ("PQ", "low", "high", "F1", "low", "high")
 WHOLE_TITLES = {"mpq_images": "mPQ, mean over images", "mpq_pooled": "mPQ+, pooled", "accuracy": "type accuracy"}
+MOST_RESAMPLES = 100_000  # with a thousand images they take up a gigabyte, and no more of them tell any more
 ROWS = {
     "mean": "mean over images",
     "low .. high": "95 % interval of that mean: bootstrap over images",
@@ -159,9 +161,10 @@ def _number(arguments: Mapping[str, Any], name: str) -> float:
         value = float(arguments[name]) if name == "--radius" else float(int(arguments[name]))
     except ValueError:
         value = -1.0
-    lowest = 1 if name == "--resamples" else 0
-    if not lowest <= value < float("inf"):
-        raise RecipeError(f"{name} is '{arguments[name]}': give a number from {lowest} on.")
+    lowest, highest = (1, MOST_RESAMPLES) if name == "--resamples" else (0, sys.float_info.max)
+    if not lowest <= value <= highest:
+        bounds = f"from {lowest} to {highest}" if name == "--resamples" else f"from {lowest} on"
+        raise RecipeError(f"{name} is '{arguments[name]}': give a number {bounds}.")
     return value
 
 
