@@ -32,7 +32,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hovernet_cyclic.command_faults import option_fault, path_fault
 from hovernet_cyclic.command_line import exit_with
 from hovernet_cyclic.core.errors import HoverNetCyclicError, RecipeError
 from hovernet_cyclic.core.settings import TrainRecipe
@@ -55,11 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from docopt import DocoptExit, docopt
 
     from hovernet_cyclic import __version__
+    from hovernet_cyclic.command_faults import option_fault, path_fault
 
     try:
         arguments = docopt(__doc__ or "", None if argv is None else list(argv), version=__version__)
         recipe = chosen_recipe(arguments)
-        return train(arguments, recipe) if arguments["--view"] is None else view(arguments, recipe)
+        return view(arguments, recipe) if arguments["--view"] else train(arguments, recipe)
     except DocoptExit as error:
         print(option_fault(error, sys.argv[1:] if argv is None else argv, __doc__ or ""), file=sys.stderr)
         return 2
@@ -81,6 +81,8 @@ def chosen_recipe(arguments: Mapping[str, Any]) -> TrainRecipe:
     name = arguments["--recipe"]
     if name not in RECIPES:
         raise RecipeError(f"--recipe={name}: config.py has no such recipe: use one of {', '.join(RECIPES)}.")
+    if arguments["--view"] == "":
+        raise RecipeError("--view=: use train or valid.")
     recipe = RECIPES[name]()
     if arguments["--seed"] is not None:
         recipe = dataclasses.replace(recipe, seed=_whole_number("--seed", arguments["--seed"]))

@@ -37,7 +37,7 @@ FloatArray = npt.NDArray[np.floating]
 
 
 def segment(raw: RawMaps, variant: str = "local") -> Int32Array:
-    """int32 (H, W) inst_map of a tile, 0 background. raw: see RawMaps; maps of other precision are taken too.
+    """int32 (H, W) inst_map of a tile, 0 background. raw: see RawMaps.
 
     variant: 'local' numbers nuclei 1..N; 'hovernet' keeps the reference's numbers, which may have gaps.
     Raises RecipeError for another variant.
