@@ -15,7 +15,8 @@ Options:
   --true_dir=<dir>       True label maps.
   --compare=<dir>        A second folder of predictions: also print the first minus the second, image by image.
   --out=<file.json>      Write the same numbers as JSON.
-  --types                Also score nucleus types (MAT with inst_type or type_map, NPY with two channels).
+  --types                Also score nucleus types (MAT with inst_type or type_map, NPY with two channels); image by
+                         image in --out.
   --true_type_dir=<dir>  Type maps of the true label maps, where they are files of their own.
   --radius=<px>          Centroids further apart are no pair. [default: 12]
   --resamples=<n>        Bootstrap samples. [default: 2000]
@@ -33,6 +34,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hovernet_cyclic.command_faults import option_fault, path_fault
 from hovernet_cyclic.command_line import exit_with
 
 if TYPE_CHECKING:
@@ -46,9 +48,14 @@ COLUMNS = {
     "dq": ("DQ", "detection quality: F1 of nuclei matched at IoU > 0.5"),
     "sq": ("SQ", "segmentation quality: mean IoU of the matched nuclei"),
     "pq": ("PQ", "panoptic quality: DQ x SQ of the image"),
-    "iou": ("IoU", "foreground IoU: |T and P| / |T or P|"),
+    "iou": ("IoU", "foreground IoU: |T and P| / |T or P| (the published Cyclic Learning code calls it AJI)"),
     "f1d": ("F1d", "F1 of detection: centroids paired one to one within the radius"),
 }
+IN_JSON_ALONE = {"dice2": "Dice summed over all overlapping pairs of nuclei (ensemble Dice)"}
+TYPE_COUNTS = (("true", "true_nuclei"), ("pred", "pred_nuclei"))
+TYPE_TITLES = ("PQ", "low", "high", "F1", "low", "high")
+WHOLE_TITLES = {"mpq_images": "mPQ, mean over images", "mpq_pooled": "mPQ+, pooled", "accuracy": "type accuracy"}
+MOST_RESAMPLES = 100_000  # with a thousand images they take up a gigabyte, and no more of them tell any more
 ROWS = {
     "mean": "mean over images",
     "low .. high": "95 % interval of that mean: bootstrap over images",
@@ -70,11 +77,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments["--out"]:
             write_json(Path(arguments["--out"]), report)
     except DocoptExit as error:
-        print(error, file=sys.stderr)
+        print(option_fault(error, sys.argv[1:] if argv is None else argv, __doc__ or ""), file=sys.stderr)
         return 2
     except HoverNetCyclicError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        print(path_fault(error), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped. Nothing is written.", file=sys.stderr)
+        return 130
     return 1 if report["without_partner"] else 0
 
 
@@ -85,9 +98,10 @@ def evaluate(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """
     from dataloader.label_files import list_label_files
     from hovernet_cyclic.core.comparison import SCORE_NAMES, paired_difference, score_pairs
+    from hovernet_cyclic.core.type_comparison import type_difference
 
     radius, resamples, seed = (_number(arguments, name) for name in ("--radius", "--resamples", "--seed"))
-    draw = (int(seed), max(int(resamples), 1))
+    draw = (int(seed), int(resamples))
     folders = [arguments["--pred_dir"], *filter(None, [arguments["--compare"]])]
     true_files = list_label_files(arguments["--true_dir"])
     pred_files = [list_label_files(folder) for folder in folders]
@@ -99,7 +113,7 @@ def evaluate(arguments: Mapping[str, Any]) -> dict[str, Any]:
         "true_dir": str(arguments["--true_dir"]),
         "radius_px": radius,
         "bootstrap": {"seed": draw[0], "resamples": draw[1]},
-        "legend": {name: meaning for name, (_, meaning) in COLUMNS.items()},
+        "legend": {**{name: meaning for name, (_, meaning) in COLUMNS.items()}, **IN_JSON_ALONE},
         "predictions": [],
     }
     tables = []
@@ -110,6 +124,8 @@ def evaluate(arguments: Mapping[str, Any]) -> dict[str, Any]:
         report["predictions"].append({"pred_dir": str(folder), **_described(table, SCORE_NAMES, draw)})
     if len(tables) == 2:
         report["difference"] = _interval(paired_difference(tables[0], tables[1], *draw), SCORE_NAMES)
+        if with_types:
+            report["difference"]["types"] = type_difference(tables[0], tables[1], *draw)
     report["without_partner"] = list(_without_partner(true_files, folders, pred_files))
     return report
 
@@ -145,8 +161,10 @@ def _number(arguments: Mapping[str, Any], name: str) -> float:
         value = float(arguments[name]) if name == "--radius" else float(int(arguments[name]))
     except ValueError:
         value = -1.0
-    if not 0 <= value < float("inf"):
-        raise RecipeError(f"{name} is '{arguments[name]}': give a number from 0 on.")
+    lowest, highest = (1, MOST_RESAMPLES) if name == "--resamples" else (0, sys.float_info.max)
+    if not lowest <= value <= highest:
+        bounds = f"from {lowest} to {highest}" if name == "--resamples" else f"from {lowest} on"
+        raise RecipeError(f"{name} is '{arguments[name]}': give a number {bounds}.")
     return value
 
 
@@ -216,7 +234,7 @@ def _with_types(
 
 def _described(table: ScoreTable, names: Sequence[str], draw: tuple[int, int]) -> dict[str, Any]:
     """One folder's scores as plain values."""
-    from hovernet_cyclic.core.comparison import type_report
+    from hovernet_cyclic.core.type_comparison import type_report
 
     rows = zip(table.tile_ids, table.values.tolist(), strict=True)
     described = {
@@ -224,7 +242,7 @@ def _described(table: ScoreTable, names: Sequence[str], draw: tuple[int, int]) -
         **_interval(table.interval(*draw), names),
         "pooled": table.pooled.as_dict(),
     }
-    return {**described, "types": type_report(table)} if table.typed else described
+    return {**described, "types": type_report(table, *draw)} if table.typed else described
 
 
 def _interval(interval: Interval, names: Sequence[str]) -> dict[str, dict[str, float | None]]:
@@ -260,17 +278,33 @@ def _difference_table(report: Mapping[str, Any]) -> str:
         (title, _cells(report["difference"][part], sign="+"))
         for title, part in (("mean", "mean"), ("95 % low", "low"), ("95 % high", "high"))
     ]
-    return f"{first} minus {second}, paired by image\n" + _table([title for title, _ in COLUMNS.values()], rows)
+    text = f"{first} minus {second}, paired by image\n" + _table([title for title, _ in COLUMNS.values()], rows)
+    types = report["difference"].get("types")
+    return text + ("\n\n" + _type_rows(types["mean"], types["low"], types["high"], sign="+") if types else "")
 
 
 def _type_table(types: Mapping[str, Any]) -> str:
+    return _type_rows(types, types["low"], types["high"])
+
+
+def _type_rows(found: Mapping[str, Any], low: Mapping[str, Any], high: Mapping[str, Any], sign: str = "") -> str:
+    """A row for each type, its nuclei first unless it is a difference, then what is over all types."""
+    counts = () if sign else TYPE_COUNTS
     rows = [
-        (f"type {c}", [str(item["true_nuclei"]), str(item["pred_nuclei"]), _cell(item["pq"]), _cell(item["f1"])])
-        for c, item in types["by_type"].items()
+        (
+            f"type {c}",
+            [
+                *(str(item[name]) for _, name in counts),
+                *(_cell(part["by_type"][c][name], sign) for name in ("pq", "f1") for part in (found, low, high)),
+            ],
+        )
+        for c, item in found["by_type"].items()
     ]
-    names = (("mpq_images", "mPQ, mean over images"), ("mpq_pooled", "mPQ+, pooled"), ("accuracy", "type accuracy"))
-    table = _table(["true", "pred", "PQ", "F1"], rows)
-    return table + "\n" + "\n".join(f"{title}: {_cell(types[name])}" for name, title in names)
+    lines = [
+        f"{title}: {_cell(found[name], sign)} ({_cell(low[name], sign)} to {_cell(high[name], sign)})"
+        for name, title in WHOLE_TITLES.items()
+    ]
+    return "\n".join([_table([*(title for title, _ in counts), *TYPE_TITLES], rows), *lines])
 
 
 def _legend(report: Mapping[str, Any]) -> str:
@@ -281,6 +315,7 @@ def _legend(report: Mapping[str, Any]) -> str:
     if any("types" in item for item in report["predictions"]):
         lines.append("  PQ, F1 by type: pooled over images; F1 as hover_net's F_c^d, a wrong type counting twice.")
         lines.append("  mPQ: mean of PQ over the types that truth or prediction has; type accuracy: of paired nuclei.")
+        lines.append("  low, high, and in brackets: 95 % interval, bootstrap over images.")
     return "\n".join(lines)
 
 

@@ -37,6 +37,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hovernet_cyclic.command_faults import path_fault
 from hovernet_cyclic.command_line import exit_with
 from hovernet_cyclic.core.errors import CheckpointError, HoverNetCyclicError, RecipeError
 
@@ -102,6 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except HoverNetCyclicError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        print(path_fault(error), file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("Stopped. The files of finished images are kept.", file=sys.stderr)
         return 130
@@ -138,6 +142,9 @@ def wsi(words: Sequence[str]) -> int:
 def tile(shared: Mapping[str, Any], own: Mapping[str, Any]) -> int:
     """Segment the images of a folder. shared, own: the options before and after the mode."""
     settings = checked_settings(shared)
+    for name in ("--input_dir", "--output_dir"):
+        if not own[name]:
+            raise RecipeError(f"{name} is empty: give a folder.")
     from infer.tile import check_writable, list_tiles
 
     tiles = list_tiles(own["--input_dir"])
@@ -155,7 +162,8 @@ def checked_settings(shared: Mapping[str, Any]) -> dict[str, Any]:
     Options that were not given and have no default are None.
     """
     settings = {name.lstrip("-"): value for name, value in shared.items() if name.startswith("--")}
-    if settings["model_path"] is None:
+    settings["type_info_path"] = settings["type_info_path"] or None  # hover_net's own default is an empty one
+    if not settings["model_path"]:
         raise RecipeError("--model_path must be given before the mode: the net.tar of a run, or a .tar of hover_net.")
     lowest = {"batch_size": 1, "nr_inference_workers": 0, "nr_post_proc_workers": 0, "nr_types": 0}
     settings.update({name: whole_number(f"--{name}", settings[name], low) for name, low in lowest.items()})
@@ -247,7 +255,11 @@ def types_of(loaded: LoadedNetwork, recipe: TrainRecipe | None, path: str | None
         return default_type_info(loaded.nr_types, recipe.data.type_names if recipe else ())
     if loaded.nr_types is None:
         raise RecipeError(f"--type_info_path={path}: this network tells no types: leave that out.")
-    return read_type_info(path, loaded.nr_types)
+    info = read_type_info(path, loaded.nr_types)
+    if len(info.types) > loaded.nr_types:
+        most = max(info.types)
+        print(f"{path} names types to {most}, the network tells 0 to {loaded.nr_types - 1}: check that it is its file.")
+    return info
 
 
 def describe(loaded: LoadedNetwork, recipe: TrainRecipe | None, path: str) -> str:

@@ -54,16 +54,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     from docopt import DocoptExit, docopt
 
     from hovernet_cyclic import __version__
+    from hovernet_cyclic.command_faults import option_fault, path_fault
 
     try:
         arguments = docopt(__doc__ or "", None if argv is None else list(argv), version=__version__)
         recipe = chosen_recipe(arguments)
         return view(arguments, recipe) if arguments["--view"] else train(arguments, recipe)
     except DocoptExit as error:
-        print(error, file=sys.stderr)
+        print(option_fault(error, sys.argv[1:] if argv is None else argv, __doc__ or ""), file=sys.stderr)
         return 2
     except HoverNetCyclicError as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(path_fault(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped. What was finished is kept: give --resume to go on.", file=sys.stderr)
@@ -77,6 +81,8 @@ def chosen_recipe(arguments: Mapping[str, Any]) -> TrainRecipe:
     name = arguments["--recipe"]
     if name not in RECIPES:
         raise RecipeError(f"--recipe={name}: config.py has no such recipe: use one of {', '.join(RECIPES)}.")
+    if arguments["--view"] == "":
+        raise RecipeError("--view=: use train or valid.")
     recipe = RECIPES[name]()
     if arguments["--seed"] is not None:
         recipe = dataclasses.replace(recipe, seed=_whole_number("--seed", arguments["--seed"]))

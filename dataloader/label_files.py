@@ -169,7 +169,8 @@ def _paint_types(path: Path, inst_map: Int32Array, content: Mapping[str, Any]) -
 
 def _as_inst_map(path: Path, values: npt.NDArray[Any]) -> Int32Array:
     checked = _whole_numbers(path, values, _LARGEST_ID)
-    if values.dtype == np.uint8 and checked.max(initial=0) == 255 and np.isin(checked, (0, 255)).all():
+    bytes_of_two_values = values.dtype == np.uint8 and checked.max() == 255 and np.isin(checked, (0, 255)).all()
+    if values.dtype == np.bool_ or bytes_of_two_values:
         raise DatasetError(f"{path} is a black-and-white mask: a label map gives each nucleus a number of its own.")
     return checked.astype(np.int32)
 

@@ -81,7 +81,7 @@ class TileSampler:
     def _example(self, tile: LabelledTile, rng: np.random.Generator) -> tuple[UInt8Array, UInt8Array, HoVerTargets]:
         turned = augment_geometry(tile, rng)
         shown = augment_colour(turned.image, rng, "strong")
-        targets = hover_targets(turned.inst_map, self._output_shape, turned.type_map, turned.trusted)
+        targets = hover_targets(turned.inst_map, self._output_shape, turned.type_map, turned.trusted, keep_border=True)
         return shown, turned.image, targets
 
     def _crop(

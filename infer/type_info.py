@@ -58,15 +58,16 @@ def default_type_info(nr_types: int | None, names: Sequence[str] = ()) -> TypeIn
 def read_type_info(path: str | Path, nr_types: int) -> TypeInfo:
     """The types of a JSON file as hover_net's type_info.json: {"1": ["neopla", [255, 0, 0]], ...}.
 
-    nr_types: of the network, with background; "0" may be left out. Raises DatasetError for a file that cannot be used,
-    or that is for another number of types.
+    nr_types: of the network, with background; "0" may be left out, and further types are kept, for hover_net's users
+    give one file to networks of several data sets. Raises DatasetError for a file that cannot be used, or that does not
+    name a type.
     """
     types = {0: _BACKGROUND, **dict(_entry(path, key, value) for key, value in _read(path).items())}
-    wanted = set(range(nr_types))
-    fault = [f"does not name type {i}" for i in sorted(wanted - set(types))]
-    fault += [f"names a type {i}" for i in sorted(set(types) - wanted)]
-    if fault:
-        raise DatasetError(f"{path} {fault[0]}, and the network tells types 0 to {nr_types - 1}: give the file for it.")
+    missing = sorted(set(range(nr_types)) - set(types))
+    if missing:
+        raise DatasetError(
+            f"{path} does not name type {missing[0]}, and the network tells 0 to {nr_types - 1}: give its own file."
+        )
     return TypeInfo(types)
 
 
@@ -75,7 +76,7 @@ def _read(path: str | Path) -> dict[str, Any]:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors on Windows put a mark first
     except OSError as error:
         raise DatasetError(f"{path} cannot be read ({error.strerror}): check --type_info_path.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path} is no JSON file ({error}): correct it.") from error
     if not isinstance(content, dict):
         raise DatasetError(f"{path} holds no entry a type, such as {_EXAMPLE}: correct it.")

@@ -1,14 +1,15 @@
 """Save, load and recognise checkpoints.
 
 Ours hold tensors and plain values only. Those of hover_net are recognised by what is in them, so that published weights
-work as they are: a `.tar` with a 'desc' entry, or a plain state dict, with or without DataParallel's `module.`.
+work as they are: a `.tar` with a 'desc' entry (as hover_net saves it, and converts it from TensorFlow), a state dict
+under a name that other trainers use, or a plain one, with or without `module.` and the like before every name.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,10 @@ from models.hovernet.net_desc import HoVerNet
 FORMAT_VERSION = 1
 FORMAT_NAME = "hovernet-cyclic"
 PLAIN_TYPES = (Tensor, str, bytes, int, float, bool, type(None))
+# Where weights lie in a file: hover_net's entry, then those of Lightning and of common training loops.
+WEIGHT_ENTRIES = ("desc", "state_dict", "model_state_dict", "model", "net")
+# What DataParallel, torch.compile, and a network held by another module put before every name.
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 
 StateDict = dict[str, Tensor]
 
@@ -87,6 +92,8 @@ def _as_checkpoint(path: Path, content: dict[str, Any]) -> Checkpoint:
             f"{path}: this checkpoint has format {version} and this version reads up to {FORMAT_VERSION}: "
             "update hovernet-cyclic."
         )
+    if not isinstance(content.get("recipe"), dict):
+        raise CheckpointError(f"{path}: this checkpoint lacks its recipe: train it again.")
     try:
         return Checkpoint(**{name: value for name, value in content.items() if name != "format"})
     except TypeError as error:
@@ -101,14 +108,13 @@ def load_network(path: str | Path, nr_types: int | None = None) -> LoadedNetwork
     """
     path = Path(path)
     content = read_content(path)
-    recipe = None
-    weights: Any = content.get("desc", content)
-    if content.get("format") == FORMAT_NAME:
-        stored = _as_checkpoint(path, content)
-        recipe, weights = stored.recipe, stored.teacher or stored.student
-        if weights is None:
-            raise CheckpointError(f"{path}: this checkpoint holds no HoVer-Net yet: give the net.tar of the run.")
-    return _rebuild(path, clean_weights(path, weights), nr_types, recipe)
+    if content.get("format") != FORMAT_NAME:
+        return _rebuild(path, weights_in(path, content), nr_types, None)
+    stored = _as_checkpoint(path, content)
+    weights = stored.teacher or stored.student
+    if weights is None:
+        raise CheckpointError(f"{path}: this checkpoint holds no HoVer-Net yet: give the net.tar of the run.")
+    return _rebuild(path, clean_weights(path, weights), nr_types, stored.recipe)
 
 
 def read_content(path: Path) -> dict[str, Any]:
@@ -116,13 +122,18 @@ def read_content(path: Path) -> dict[str, Any]:
 
     Raises CheckpointError for a file that is missing, torn, or holds anything else.
     """
+    if path.is_dir():
+        raise CheckpointError(f"{path}: this is a folder: give the checkpoint's file in it, such as net.tar.")
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file: check the path of the checkpoint.")
     try:
-        with torch.serialization.safe_globals(_numpy_values()):
+        with torch.serialization.safe_globals(_numpy_values()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what torch finds odd in a file; what it cannot read, it raises
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise CheckpointError(f"{path}: you may not read this file: change its rights.") from error
     except Exception as error:  # torn and foreign files fail in many ways, none of them documented
-        if isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error):
+        if "GLOBAL" in str(error):  # what torch calls a class or a function that a pickle wants
             sentence = (
                 "it holds Python objects, which could run code: save the network's state_dict() alone and give that."
             )
@@ -142,26 +153,54 @@ def _numpy_values() -> list[Any]:
     return [scalar, array, np.dtype, np.ndarray, *kinds, *before_numpy2]
 
 
-def clean_weights(path: Path, weights: Any) -> StateDict:
-    """The tensors of a state dict, without the prefix that DataParallel puts before every name.
+def weights_in(path: Path, content: Mapping[str, Any]) -> StateDict:
+    """The tensors of a file that is not ours, by the network's own names. Raises CheckpointError as `clean_weights`."""
+    for entry in WEIGHT_ENTRIES:
+        if isinstance(content.get(entry), Mapping) or (entry in content and entry == WEIGHT_ENTRIES[0]):
+            return clean_weights(path, content[entry])
+    return clean_weights(path, content)
 
-    Raises CheckpointError, naming the file, where `weights` is no state dict.
+
+def clean_weights(path: Path, weights: Any) -> StateDict:
+    """The tensors of a state dict, without what stands before every name, see PREFIXES.
+
+    Raises CheckpointError, naming the file, where `weights` is no state dict, or holds nan or infinity.
     """
     if not isinstance(weights, Mapping):
         raise CheckpointError(f"{path}: its entry 'desc' holds no weights: give a checkpoint made by training.")
-    return {str(name).removeprefix("module."): value for name, value in weights.items() if isinstance(value, Tensor)}
+    tensors = {str(name): value for name, value in weights.items() if _is_plain(value)}
+    while prefix := next((p for p in PREFIXES if tensors and all(name.startswith(p) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    for name, value in tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise CheckpointError(
+                f"{path}: '{name}' holds nan or infinity: its training went astray, give an earlier checkpoint."
+            )
+    return tensors
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a tensor of real numbers that are all there: no sparse, quantised or shapes-only one."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return False
+    return not (value.is_meta or value.is_quantized or value.is_complex())
 
 
 def recognise(weights: StateDict) -> tuple[str, int | None] | None:
     """(mode, nr_types) of the HoVerNet that a state dict belongs to, or None where it belongs to none."""
     if "conv0./.weight" in weights and "decoder.np.u3.conva.weight" in weights:
-        mode = {5: "original", 3: "fast"}.get(weights["decoder.np.u3.conva.weight"].shape[-1])
-        types = weights.get("decoder.tp.u0.conv.weight")
-        return None if mode is None else (mode, None if types is None else len(types))
+        shape = weights["decoder.np.u3.conva.weight"].shape
+        mode = {5: "original", 3: "fast"}.get(shape[-1] if shape else 0)
+        return None if mode is None else (mode, _outputs(weights.get("decoder.tp.u0.conv.weight")))
     if "stem.conv.weight" in weights and "decoder.np.head.weight" in weights:
-        types = weights.get("decoder.tp.head.weight")
-        return "small", None if types is None else len(types) // 4  # four pixels of every type
+        outputs = _outputs(weights.get("decoder.tp.head.weight"))
+        return "small", None if outputs is None else outputs // 4  # four pixels of every type
     return None
+
+
+def _outputs(weight: Tensor | None) -> int | None:
+    """Output channels of a convolution; None where there is none, or a tensor that cannot be one."""
+    return None if weight is None or weight.ndim != 4 or not weight.numel() else len(weight)
 
 
 def _rebuild(path: Path, weights: StateDict, nr_types: int | None, recipe: dict[str, Any] | None) -> LoadedNetwork:

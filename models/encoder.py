@@ -117,18 +117,22 @@ class Encoder(nn.Module):
     def freeze_encoder(self, frozen: bool = True) -> None:
         """Keep the encoder as it is while the rest is trained (HoVer-Net's first phase), or let it learn again.
 
-        Frozen, its parameters get no gradient and its BatchNorm keeps its statistics, also after `train()`.
+        Frozen, its parameters get no gradient and its BatchNorm keeps its statistics, also after `train()`. As in
+        hover_net, `conv_bot` goes on learning: no encoder that was trained to classify has it.
         """
         self.encoder_frozen = frozen
-        for layer in self.encoder_layers():
+        for layer in self._pretrained_layers():
             layer.requires_grad_(not frozen)
         self.train(self.training)
+
+    def _pretrained_layers(self) -> Iterator[nn.Module]:
+        return (self.get_submodule(name) for name in self.encoder_names if name != "conv_bot")
 
     def train(self, mode: bool = True) -> Encoder:
         """As nn.Module.train; a frozen encoder stays in eval mode."""
         super().train(mode)
         if self.encoder_frozen:
-            for layer in self.encoder_layers():
+            for layer in self._pretrained_layers():
                 layer.eval()
         return self
 

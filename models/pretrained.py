@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hovernet_cyclic.core.errors import CheckpointError
-from models.checkpoint import FORMAT_NAME, StateDict, clean_weights, read_content
+from models.checkpoint import FORMAT_NAME, StateDict, clean_weights, read_content, weights_in
 from models.encoder import Encoder
 
 UNITS = (3, 4, 6, 3)  # of a ResNet-50, per block
@@ -82,7 +82,7 @@ def _by_our_names(path: Path, mode: str) -> tuple[str, StateDict]:
     if content.get("format") == FORMAT_NAME:
         stored = content.get("teacher") or content.get("student") or content.get("classifier")
         return "our own", clean_weights(path, stored)
-    weights = clean_weights(path, content.get("desc", content.get("state_dict", content)))
+    weights = weights_in(path, content)
     if "layer1.0.conv1.weight" not in weights:
         return "hover_net's", weights
     if mode == "small":

@@ -83,8 +83,32 @@ def test_types(folders, capsys):
     assert run(folders, "--types", f"--true_type_dir={folders / 'types'}", f"--out={out}") == 0
     types = json.loads(out.read_text())["predictions"][0]["types"]
     assert set(types["by_type"]) == {"1", "2"}
-    assert types["accuracy"] == 1.0
-    assert "mPQ" in capsys.readouterr().out
+    assert types["accuracy"] == 1.0 and set(types["images"]) == {"im0", "im1", "im2"}
+    printed = capsys.readouterr().out
+    for name, title in run_eval.WHOLE_TITLES.items():
+        low, high = types["low"][name], types["high"][name]
+        assert f"{title}: {types[name]:.4f} ({low:.4f} to {high:.4f})" in printed
+    row = types["by_type"]["2"]
+    cells = [part["by_type"]["2"][name] for name in ("pq", "f1") for part in (types, types["low"], types["high"])]
+    line = next(line for line in printed.splitlines() if line.startswith("type 2"))
+    assert line.split()[2:] == [str(row["true_nuclei"]), str(row["pred_nuclei"]), *(f"{cell:.4f}" for cell in cells)]
+
+
+def test_types_are_compared_too(folders, capsys):
+    for name in ("typed", "other"):
+        (folders / name).mkdir()
+    for path in (folders / "true").iterdir():
+        inst_map, type_map = np.load(path), np.load(folders / "types" / path.name)
+        np.save(folders / "typed" / path.name, np.dstack([inst_map, type_map]))
+        np.save(folders / "other" / path.name, np.dstack([inst_map, np.ones_like(type_map) * (inst_map > 0)]))
+    out = folders / "scores.json"
+    options = [f"--true_type_dir={folders / 'types'}", f"--compare={folders / 'other'}", f"--out={out}"]
+    assert run(folders, "--types", *options, pred="typed") == 0
+    report = json.loads(out.read_text())
+    difference = report["difference"]["types"]
+    first, second = (item["types"] for item in report["predictions"])
+    assert difference["mean"]["accuracy"] == first["accuracy"] - second["accuracy"] > 0
+    assert f"type accuracy: {difference['mean']['accuracy']:+.4f} (" in capsys.readouterr().out
 
 
 def test_files_without_a_partner_are_listed_and_make_the_exit_code_1(folders, capsys):
@@ -111,6 +135,8 @@ def test_one_image_has_no_interval(folders):
         (["--radius=nan"], "--radius is 'nan'"),
         (["--seed=-3"], "--seed is '-3'"),
         (["--resamples=1.5"], "--resamples is '1.5'"),
+        (["--resamples=0"], "--resamples is '0': give a number from 1 to 100000"),
+        (["--resamples=1000000000"], "--resamples is '1000000000'"),
         (["--types"], "tells no types: give --true_type_dir"),
         (["--true_type_dir=x"], "without --types"),
         (["--compare=/nowhere"], "/nowhere does not exist"),
@@ -121,6 +147,24 @@ def test_bad_options_are_one_sentence_and_exit_2(folders, capsys, options, words
     assert run(folders, *options) == 2
     error = capsys.readouterr().err.strip()
     assert words in error and "\n" not in error and "Traceback" not in error
+
+
+def test_a_folder_that_may_not_be_read_is_named(folders, monkeypatch, capsys):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert run(folders) == 2
+    assert capsys.readouterr().err.startswith(f"{folders / 'true'} cannot be used (Permission denied): ")
+
+
+def test_stopped_by_hand(folders, monkeypatch, capsys):
+    def stop(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_eval, "evaluate", stop)
+    assert run(folders, f"--out={folders / 'scores.json'}") == 130
+    assert capsys.readouterr().err == "Stopped. Nothing is written.\n" and not (folders / "scores.json").exists()
 
 
 def test_unlike_shapes_name_both_files(folders, capsys):

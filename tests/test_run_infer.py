@@ -107,6 +107,13 @@ def test_types_have_the_names_of_the_file_or_of_the_recipe(place):
     assert loadmat(place / "typed2" / "mat" / "first.mat")["inst_type"].dtype == np.int64
 
 
+def test_a_file_that_names_more_types_is_taken_with_a_word(place, tmp_path, capsys):
+    path = tmp_path / "type_info.json"
+    path.write_text(json.dumps({**TYPES, "3": ["none", [0, 9, 0]]}))
+    assert run_infer.main(command(place, net="typed.tar", shared=[f"--type_info_path={path}"], out="typed3")) == 0
+    assert f"{path} names types to 3, the network tells 0 to 2" in capsys.readouterr().out
+
+
 def test_the_answer_does_not_depend_on_batches_and_workers(place):
     outs = []
     for number, (batch, readers, finishers) in enumerate([(1, 0, 0), (3, 2, 2)]):
@@ -151,6 +158,17 @@ BAD = {
     "no such folder": (["--model_path=net.tar", "tile", "--input_dir=none", "--output_dir=bad"], "none does not exist"),
     "empty folder": (["--model_path=net.tar", "tile", "--input_dir=empty", "--output_dir=bad"], "empty holds no image"),
     "file in the way": (["--model_path=net.tar", "tile", "--input_dir=in", "--output_dir=net.tar/bad"], "net.tar is a"),
+    "no folder named": (["--model_path=net.tar", "tile", "--input_dir=", "--output_dir=bad"], "--input_dir is empty"),
+    "a name too long": (
+        ["--model_path=net.tar", "tile", f"--input_dir={'x' * 5000}", "--output_dir=bad"],
+        r"x cannot be used \(File name too long\)",
+    ),
+    "no output named": (["--model_path=net.tar", "tile", "--input_dir=in", "--output_dir="], "--output_dir is empty"),
+    "a folder for a model": (["--model_path=in", "tile", "--input_dir=in", "--output_dir=bad"], "in: this is a folder"),
+    "an image for a model": (
+        ["--model_path=in/first.png", "tile", "--input_dir=in", "--output_dir=bad"],
+        r"in/first.png: this file cannot be loaded, it is torn or no checkpoint at all",
+    ),
     "other mode": (
         ["--model_path=net.tar", "--model_mode=fast", "tile", "--input_dir=in", "--output_dir=bad"],
         r"net.tar: this network has the mode 'small' and --model_mode=fast says otherwise",
@@ -207,6 +225,29 @@ def test_bad_input_is_one_sentence_and_leaves_no_folder(place, monkeypatch, caps
     assert not (place / "bad").exists()
 
 
+HOVER_NET_OPTIONS = ["--nr_types=6", "--type_info_path=type_info.json", "--model_mode=fast", "--nr_inference_workers=8"]
+
+
+@pytest.mark.parametrize(("mode", "nr_types", "options"), [("fast", 6, HOVER_NET_OPTIONS), ("original", None, [])])
+def test_published_checkpoints_just_work(tmp_path, monkeypatch, capsys, mode, nr_types, options):
+    """As hover_net converts them ('desc', no counters of batches), with the options of its README or with none."""
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in HoVerNet(mode, nr_types).state_dict().items()}
+    one = torch.full((), 0.01)
+    weights = {name: one.expand(shape) for name, shape in shapes.items() if not name.endswith("num_batches_tracked")}
+    monkeypatch.chdir(tmp_path)
+    torch.save({"desc": weights}, "published.tar")
+    names = ["nolabe", "neopla", "inflam", "connec", "necros", "no-neo"]
+    Path("type_info.json").write_text(json.dumps({i: [name, [i, 0, 0]] for i, name in enumerate(names)}))
+    write_png("tiles/one.png", np.full((70, 60, 3), 200, np.uint8))
+    shared = ["--model_path=published.tar", "--gpu=cpu", *options]
+    own = ["--input_dir=tiles", "--output_dir=out", "--draw_dot", "--save_qupath", "--mem_usage=0.1"]
+    assert run_infer.main([*shared, "tile", *own]) == 0
+    assert f"HoVer-Net '{mode}', {f'{nr_types} types' if nr_types else 'no types'}" in capsys.readouterr().out
+    content = loadmat("out/mat/one.mat")
+    assert content["inst_map"].shape == (70, 60) and ("inst_type" in content) == (nr_types is not None)
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -242,6 +283,15 @@ def test_slides_are_not_built_yet(capsys):
     assert run_infer.main(["--model_path=x", "wsi", "--input_dir=slides", "--output_dir=out"]) == 2
     printed = capsys.readouterr().err
     assert "not built yet" in printed and len(printed.splitlines()) == 1
+
+
+def test_a_folder_that_may_not_be_read_is_named(place, monkeypatch, capsys):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert run_infer.main(command(place)) == 2
+    assert capsys.readouterr().err.startswith(f"{place / 'in'} cannot be used (Permission denied): ")
 
 
 def test_stopped_by_hand(place, monkeypatch, capsys):

@@ -62,6 +62,7 @@ def test_a_bad_gpu(refusal, gpu):
 
 def test_a_view_of_no_such_split(refusal):
     assert "--view=foo" in refusal("--view=foo")
+    assert "--view=: use train or valid" in refusal("--view=")
 
 
 def test_a_view_of_valid_data_that_is_not_there(refusal, own_data, tmp_path):

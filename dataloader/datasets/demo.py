@@ -138,6 +138,8 @@ def _is_drawn(folder: Path) -> bool:
     """Whether `folder` holds a complete drawing of this version. Raises DatasetError where it holds anything else."""
     if not folder.exists():
         return False
+    if not folder.is_dir():
+        raise DatasetError(f"{folder} is a file: give a new or empty folder as --data_dir.")
     try:
         state: dict[str, Any] = json.loads((folder / _MARKER).read_text())
     except FileNotFoundError:

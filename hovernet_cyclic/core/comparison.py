@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -117,30 +116,15 @@ def bootstrap_mean(values: Float64Array, seed: int = 0, resamples: int = 2000) -
     if count < 2:
         unknown = np.full_like(mean, np.nan)
         return Interval(mean, unknown, unknown)
-    generator = np.random.default_rng(seed)
-    weights = generator.multinomial(count, np.full(count, 1.0 / count), size=resamples) / count
+    weights = drawn_images(count, seed, resamples) / count
     low, high = np.percentile(weights @ values, (2.5, 97.5), axis=0)
     return Interval(mean, low, high)
 
 
-def type_report(table: ScoreTable) -> dict[str, Any]:
-    """The type scores of a table as plain values, None where not defined.
-
-    by_type: type_id (as text) -> true_nuclei, pred_nuclei, pq, f1, pooled over images. mpq_images: mean over images of
-    their mPQ; mpq_pooled: mean over types of the pooled PQ (CoNIC's mPQ+). accuracy: of the types of paired nuclei.
-    """
-    total = table.typed_total
-    known = [item.mpq for item in table.typed if item.mpq is not None]
-    by_type = {
-        str(c): {"true_nuclei": item.true_nuclei, "pred_nuclei": item.pred_nuclei, "pq": item.pq, "f1": item.f1}
-        for c, item in sorted(total.types.items())
-    }
-    return {
-        "by_type": by_type,
-        "mpq_images": sum(known) / len(known) if known else None,
-        "mpq_pooled": total.mpq,
-        "accuracy": total.accuracy,
-    }
+def drawn_images(count: int, seed: int, resamples: int) -> Float64Array:
+    """float64 (resamples, count): how often each image is drawn, of `count` draws with replacement."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(count, np.full(count, 1.0 / count), size=resamples).astype(np.float64)
 
 
 def _types(annotation: Annotation, inst_ids: Int64Array) -> Int64Array:

@@ -138,8 +138,12 @@ class OverlapTable:
 def overlap_table(true_map: LabelArray, pred_map: LabelArray) -> OverlapTable:
     """Count, in one pass over the pixels, which instances overlap and by how much.
 
-    true_map, pred_map: integer (H, W), 0 background. Raises ValueError where their shapes differ or ids are negative.
+    true_map, pred_map: integer (H, W), 0 background. Raises ValueError where their shapes differ, ids are negative, or
+    they are no maps of integers.
     """
+    for name, inst_map in (("true_map", true_map), ("pred_map", pred_map)):
+        if inst_map.ndim != 2 or inst_map.dtype.kind not in "iu":
+            raise ValueError(f"{name} is {inst_map.dtype} {inst_map.shape}: give integers (H, W)")
     if true_map.shape != pred_map.shape:
         raise ValueError(f"true_map {true_map.shape} and pred_map {pred_map.shape} differ in shape")
     true_ids, true_areas = instance_areas(true_map)
@@ -189,7 +193,7 @@ def score(true_map: LabelArray, pred_map: LabelArray, radius: float = DETECTION_
     """All scores of one predicted map against the true one.
 
     true_map, pred_map: integer (H, W), 0 background, any positive ids. radius: px. Every score is finite: 1 where both
-    maps are empty, 0 where just one is. Raises ValueError where the shapes differ or ids are negative.
+    maps are empty, 0 where just one is. Raises ValueError as `overlap_table`.
     """
     return tally(overlap_table(true_map, pred_map), radius).scores()
 

@@ -75,7 +75,7 @@ def _taught(tile: LabelledTile, rng: np.random.Generator) -> list[UInt8Array]:
     """The tile as the student sees it, its outlines with what is not trusted in shade, and its hv maps."""
     turned = augment_geometry(tile, rng)
     height, width = tile.inst_map.shape
-    targets = hover_targets(turned.inst_map, (height, width), trusted=turned.trusted)
+    targets = hover_targets(turned.inst_map, (height, width), trusted=turned.trusted, keep_border=True)
     taught = shade(outline(turned.image, turned.inst_map), ~turned.trusted)
     return [augment_colour(turned.image, rng), taught, *(_signed(targets.hv_map[..., i]) for i in range(2))]
 

@@ -1,7 +1,10 @@
 """What HoVer-Net's branches are charged, over trusted pixels only.
 
 Source of the formulas: Graham et al., HoVer-Net, Medical Image Analysis 58, 2019, section 3.1.1, as computed by the
-authors' code; where every pixel is trusted the values are theirs. Where none is, a loss is 0 and has gradients (of 0).
+authors' code; where every pixel is trusted the values are theirs, with two exceptions. They clip probabilities at 1e-7
+in `bce`, which leaves the worst pixels without a gradient. And in `msge` their TensorFlow code derives h along columns
+and v along rows, as the paper has it and as we do; the PyTorch code exchanges the two kernels, by the order of axes of
+`torch.meshgrid`. Where no pixel is trusted, a loss is 0 and has gradients (of 0).
 
 Shapes: maps are (B, C, h, w), masks and classes (B, h, w). Every loss is a float32 scalar.
 """

@@ -69,7 +69,7 @@ def _drop_small(mask: BoolArray, smallest: int) -> BoolArray:
 
 def _hovernet_edges(hv_map: Float32Array) -> FloatArray:
     """Edge strength (H, W) in [0, 1], scaled to the extremes of the tile twice, as the reference does."""
-    h_map, v_map = (_min_max(np.ascontiguousarray(hv_map[..., channel])) for channel in (0, 1))
+    h_map, v_map = (_min_max(np.ascontiguousarray(hv_map[..., channel], np.float32)) for channel in (0, 1))
     across = 1 - _min_max(cv2.Sobel(h_map, cv2.CV_64F, 1, 0, ksize=HOVERNET_KSIZE))
     down = 1 - _min_max(cv2.Sobel(v_map, cv2.CV_64F, 0, 1, ksize=HOVERNET_KSIZE))
     return np.maximum(across, down).astype(np.float64)  # from here on the reference counts in float64
@@ -89,7 +89,7 @@ def _local_edges(hv_map: Float32Array) -> FloatArray:
     # A jump of 2 answers with -2 * (sum of one half of `derive`) * (sum of `smooth`): take that as 1.
     derive = derive / (-2 * derive[derive > 0].sum())
     smooth = smooth / smooth.sum()
-    hv = np.clip(hv_map, -1, 1)
+    hv = np.clip(hv_map.astype(np.float32, copy=False), -1, 1)
     across = cv2.sepFilter2D(np.ascontiguousarray(hv[..., 0]), cv2.CV_32F, derive, smooth)
     down = cv2.sepFilter2D(np.ascontiguousarray(hv[..., 1]), cv2.CV_32F, smooth, derive)
     return np.clip((np.maximum(across, down) - lowest) / (highest - lowest), 0, 1)

@@ -14,6 +14,7 @@ from skimage.measure import label
 from hovernet_cyclic.core.types import BoolArray, Float32Array, HoVerTargets, Int32Array, UInt8Array
 
 SMALLEST_AREA = 30  # px of an instance within the output below which it gets no hv
+BORDER = 2  # px at the top and left of the map: a nucleus that reaches into them gets no hv in the authors' code
 
 
 def hover_targets(
@@ -21,18 +22,21 @@ def hover_targets(
     output_shape: tuple[int, int],
     type_map: UInt8Array | None = None,
     trusted: BoolArray | None = None,
+    keep_border: bool = False,
 ) -> HoVerTargets:
     """Targets for the central `output_shape` (h, w) px of an instance map.
 
-    inst_map: int32 (H, W), 0 background. type_map: uint8 (H, W) or None. trusted: bool (H, W), or None for all.
+    inst_map: integer (H, W), 0 background. type_map: uint8 (H, W) or None. trusted: bool (H, W), or None for all.
     hv is measured from the centre of the whole nucleus, also where the output shows only a part of it; parts of one id
-    that do not touch count as nuclei of their own. Raises ValueError where the map is smaller than the output.
+    that do not touch count as nuclei of their own. keep_border: nuclei that reach into the first two rows or columns of
+    the map get hv like all others; else none, as in the authors' code, where their box wraps round. Raises ValueError
+    where the map is smaller than the output.
     """
     crop = _centre(inst_map.shape, output_shape)
     trust = np.ones(output_shape, np.bool_) if trusted is None else np.array(trusted[crop], np.bool_)
     return HoVerTargets(
         np_map=(inst_map[crop] > 0).astype(np.int64),
-        hv_map=_hv_map(inst_map, crop),
+        hv_map=_hv_map(inst_map, crop, keep_border),
         type_map=None if type_map is None else type_map[crop].astype(np.int64),
         trusted=trust,
     )
@@ -45,7 +49,7 @@ def _centre(shape: tuple[int, ...], wanted: tuple[int, int]) -> tuple[slice, sli
     return slice(top, top + wanted[0]), slice(left, left + wanted[1])
 
 
-def _hv_map(inst_map: Int32Array, crop: tuple[slice, slice]) -> Float32Array:
+def _hv_map(inst_map: Int32Array, crop: tuple[slice, slice], keep_border: bool) -> Float32Array:
     """float32 (h, w, 2): horizontal, then vertical, each in [-1, 1]; 0 outside and where too little is shown."""
     pieces = np.asarray(label(inst_map, background=0, connectivity=1), np.intp)  # type: ignore[no-untyped-call]
     shown = pieces[crop]
@@ -56,6 +60,9 @@ def _hv_map(inst_map: Int32Array, crop: tuple[slice, slice]) -> Float32Array:
     areas = np.bincount(pieces.ravel(), minlength=count + 1)
     kept = np.bincount(shown.ravel(), minlength=count + 1) >= SMALLEST_AREA
     kept[0] = False
+    if not keep_border:
+        kept[pieces[:BORDER]] = False
+        kept[pieces[:, :BORDER]] = False
     rows, columns = np.nonzero(kept[shown])
     ids = shown[rows, columns]
     places = np.nonzero(pieces)

@@ -120,6 +120,7 @@ def broken(folder):
         (folder / "other.mat", "it holds masks"),
         (written(folder, "colour.png", np.zeros((4, 4, 3), np.uint8)), "3 channels"),
         (written(folder, "mask.png", np.array([[0, 255]], np.uint8)), "black-and-white"),
+        (written(folder, "mask.npy", np.array([[False, True]])), "black-and-white"),
         (written(folder, "half.npy", np.array([[0.5, 1.0]])), "whole numbers"),
         (written(folder, "nan.npy", np.array([[np.nan, 1.0]])), "whole numbers"),
         (written(folder, "inf.npy", np.array([[np.inf, 1.0]])), "outside"),

@@ -113,6 +113,49 @@ def test_a_plain_state_dict_is_recognised(tmp_path, small):
     same_weights(load_network(tmp_path / "plain.pth").net.state_dict(), small.state_dict())
 
 
+def everywhere(before):
+    return lambda own: {before + name: value for name, value in own.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda own: {"state_dict": own, "epoch": 3},
+        lambda own: {"model_state_dict": own, "args": {"lr": 1e-4}},
+        lambda own: {"model": own},
+        lambda own: {"net": own},
+        lambda own: {"desc": everywhere("module.module.")(own)},
+        lambda own: {"state_dict": everywhere("model.")(own), "hyper_parameters": {}},
+        everywhere("net._orig_mod."),
+        lambda own: {"desc": {name: torch.nn.Parameter(value, False) for name, value in own.items()}},
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_are_found_where_trainers_put_them(tmp_path, small, wrap, zipped):
+    torch.save(wrap(small.state_dict()), tmp_path / "net.tar", _use_new_zipfile_serialization=zipped)
+    same_weights(load_network(tmp_path / "net.tar").net.state_dict(), small.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_precision_become_float32(tmp_path, small, dtype):
+    cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in small.state_dict().items()}
+    torch.save({"desc": cast}, tmp_path / "net.tar")
+    for name, value in load_network(tmp_path / "net.tar").net.state_dict().items():
+        assert value.dtype == small.state_dict()[name].dtype and torch.equal(value, cast[name].to(value.dtype)), name
+
+
+def test_a_checkpoint_as_hover_net_trains_it(tmp_path):
+    """Its saver keeps the optimiser and the schedule beside the weights of a DataParallel network."""
+    net = torch.nn.DataParallel(HoVerNet("small", 3))
+    optimiser = torch.optim.Adam(net.parameters(), lr=1e-4, betas=(0.9, 0.999))
+    net.module(torch.rand(1, 3, 72, 72)).np.mean().backward()
+    optimiser.step()
+    schedule = torch.optim.lr_scheduler.StepLR(optimiser, 25)
+    states = {"desc": net, "optimizer": optimiser, "lr_scheduler": schedule}
+    torch.save({name: part.state_dict() for name, part in states.items()}, tmp_path / "net_epoch=1.tar")
+    same_weights(load_network(tmp_path / "net_epoch=1.tar").net.state_dict(), net.module.state_dict())
+
+
 def test_for_other_types_only_the_type_branch_starts_anew(saved, small):
     loaded = load_network(saved, nr_types=7)
     assert loaded.nr_types == loaded.net.nr_types == 7
@@ -164,17 +207,35 @@ def test_a_file_that_is_no_checkpoint(tmp_path):
     one_sentence(error, path)
 
 
+def test_a_folder(tmp_path):
+    with pytest.raises(CheckpointError) as error:
+        load_network(tmp_path)
+    assert "is a folder" in one_sentence(error, tmp_path)
+
+
+def test_an_image_is_no_checkpoint_with_code_in_it(tmp_path):
+    path = tmp_path / "slide.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    with pytest.raises(CheckpointError) as error:
+        load_network(path)
+    assert "no checkpoint at all" in one_sentence(error, path)
+
+
 class Intruder:
     def __reduce__(self):
         return os.mkdir, ("intruder",)
 
 
-@pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
-@pytest.mark.filterwarnings("ignore")
-def test_code_in_a_file_is_not_run(tmp_path, monkeypatch, write):
+def old_format(value, path):
+    torch.save(value, path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize("write", [torch.save, old_format, lambda value, path: path.write_bytes(pickle.dumps(value))])
+@pytest.mark.filterwarnings("error")
+def test_code_in_a_file_is_not_run(tmp_path, monkeypatch, small, write):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "evil.tar"
-    write({"desc": Intruder()}, path)
+    write({"desc": small.state_dict(), "epoch": Intruder()}, path)
     with pytest.raises(CheckpointError) as error:
         load_network(path)
     one_sentence(error, path)
@@ -200,10 +261,11 @@ def test_a_checkpoint_of_ours_without_a_network(tmp_path):
 
 def test_entries_that_are_missing_or_unknown(tmp_path):
     path = tmp_path / "net.tar"
-    torch.save({"format": "hovernet-cyclic", "format_version": 1, "surprise": 1}, path)
-    with pytest.raises(CheckpointError) as error:
-        load_checkpoint(path)
-    one_sentence(error, path)
+    for content in ({"recipe": {}, "surprise": 1}, {"recipe": "small"}, {}):
+        torch.save({"format": "hovernet-cyclic", "format_version": 1, **content}, path)
+        with pytest.raises(CheckpointError) as error:
+            load_checkpoint(path)
+        one_sentence(error, path)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +275,19 @@ def test_entries_that_are_missing_or_unknown(tmp_path):
         (lambda own: {name: value for name, value in own.items() if not name.startswith("e1.")}, r"lacks 'e1\."),
         (lambda own: {**own, "extra.weight": torch.zeros(1)}, "unknown 'extra.weight'"),
         (lambda own: {**own, "stem.conv.weight": torch.zeros(8, 3, 3, 3)}, "another shape"),
+        (lambda own: {**own, "decoder.tp.head.weight": torch.zeros(())}, "unknown 'decoder.tp"),
+        (lambda own: {**own, "decoder.tp.head.weight": torch.zeros(18, 32, 3, 3)}, "another shape"),
+        (lambda own: {**own, "e1.0.bn1.bias": torch.full((64,), float("nan"))}, r"'e1\.0\.bn1\.bias' holds nan"),
+        (lambda own: {**own, "e1.0.bn1.bias": torch.full((64,), float("inf"))}, "infinity"),
+        (lambda own: {**own, "e1.0.bn1.bias": torch.zeros(64).to_sparse()}, "lacks 'e1.0.bn1.bias'"),
+        (lambda own: {**own, "e1.0.bn1.bias": torch.zeros(64, device="meta")}, "lacks 'e1.0.bn1.bias'"),
+        (
+            lambda own: {"conv0./.weight": torch.zeros(1), "decoder.np.u3.conva.weight": torch.tensor(3.0)},
+            "not the weights",
+        ),
+        (lambda own: None, "'desc' holds no weights"),
+        (lambda own: {}, "not the weights of a HoVer-Net"),
+        (lambda own: {("a", 1): torch.zeros(2)}, "not the weights of a HoVer-Net"),
     ],
 )
 def test_weights_of_another_network(tmp_path, small, weights, reason):

@@ -85,6 +85,18 @@ def test_a_frozen_encoder_stays_as_it_is_through_a_training_step():
     assert all(module.training for module in net.modules())
 
 
+def test_what_joins_the_published_encoder_to_the_decoders_is_not_frozen():
+    with torch.device("meta"):
+        net = HoVerNet("fast")
+    net.freeze_encoder()
+    net.train()
+    assert {name.split(".")[0] for name, value in net.named_parameters() if value.requires_grad} == {
+        "conv_bot",
+        "decoder",
+    }
+    assert net.conv_bot.training and not any(layer.training for layer in (net.conv0, net.d0, net.d3.units[2]))
+
+
 def test_freezing_leaves_eval_mode_alone():
     net = HoVerNet("small").eval()
     net.freeze_encoder()

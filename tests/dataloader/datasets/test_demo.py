@@ -132,6 +132,12 @@ def test_foreign_folders_and_other_versions_are_refused(tmp_path):
         open_source(SETTINGS, str(tmp_path))
 
 
+def test_a_file_in_place_of_the_folder_is_not_told_to_be_removed(tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(DatasetError, match=r"mine\.txt is a file: give a new or empty folder"):
+        open_source(SETTINGS, str(tmp_path / "mine.txt"))
+
+
 def test_another_scale_is_refused(tmp_path):
     with pytest.raises(DatasetError, match=r"0\.5"):
         open_source(DataSettings("demo", mpp=0.5), str(tmp_path / "new"))

@@ -8,7 +8,6 @@ from hovernet_cyclic.core.comparison import (
     bootstrap_mean,
     paired_difference,
     score_pairs,
-    type_report,
 )
 from hovernet_cyclic.core.errors import DatasetError
 from hovernet_cyclic.core.metrics import score
@@ -92,11 +91,7 @@ def test_difference_is_paired():
 
 def test_types_are_scored_on_request():
     table = score_pairs(((true, true) for true in TRUTH), with_types=True)
-    report = type_report(table)
-    assert set(report["by_type"]) == {"1", "2"}
-    assert report["accuracy"] == 1.0
-    assert report["mpq_images"] == pytest.approx(1.0, abs=1e-5)
-    assert all(item["f1"] == 1.0 for item in report["by_type"].values())
+    assert set(table.typed_total.types) == {1, 2} and len(table.typed) == len(TRUTH)
 
 
 def test_unlike_shapes_and_missing_types_are_refused_by_name():

@@ -201,6 +201,13 @@ def test_unequal_shapes_are_refused():
         score(np.zeros((2, 3), int), np.zeros((3, 2), int))
 
 
+@pytest.mark.parametrize("values", [np.ones((2, 3)), np.ones((2, 3), bool), np.ones((2, 3, 1), int), np.ones(3, int)])
+def test_maps_of_other_kinds_are_refused(values):
+    for maps in ((values, values), (np.ones((2, 3), int), values)):
+        with pytest.raises(ValueError, match="integers"):
+            score(*maps)
+
+
 def golden_cases():
     path = GOLDEN / "metrics.json"
     return json.loads(path.read_text()) if path.exists() else []

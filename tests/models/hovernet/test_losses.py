@@ -86,6 +86,38 @@ def test_msge_equals_the_formula():
     assert float(msge(pred, true, np_map, trusted)) == pytest.approx(expected, rel=1e-5)
 
 
+def authors_losses(np_logits, hv, true_np, true_hv):
+    """As the authors compute them, channels last: of np the cross-entropy and Dice, of hv both squared errors."""
+    true = torch.nn.functional.one_hot(true_np, np_logits.shape[1]).float()
+    prob = np_logits.permute(0, 2, 3, 1).softmax(-1)
+    clipped = (prob / prob.sum(-1, keepdim=True)).clamp(1e-7, 1 - 1e-7)
+    overlap, total = (prob * true).sum((0, 1, 2)), prob.sum((0, 1, 2)) + true.sum((0, 1, 2))
+    return {
+        "bce": -(true * clipped.log()).sum(-1).mean(),
+        "dice": (1 - (2 * overlap + 1e-3) / (total + 1e-3)).sum(),
+        "mse": ((hv - true_hv) ** 2).mean(),
+        "msge": torch.tensor(reference_msge(true_hv, hv, true_np > 0)),
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("classes", [2, 6])
+def test_where_all_is_trusted_the_losses_are_the_authors(seed, classes):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(3, classes, 20, 24, generator=generator)
+    true = torch.randint(0, classes if seed else 1, (3, 20, 24), generator=generator)  # the first is all background
+    hv, true_hv = (torch.randn(3, 2, 20, 24, generator=generator) for _ in range(2))
+    trusted = everywhere(true.shape)
+    found = {
+        "bce": bce(logits, true, trusted),
+        "dice": dice(logits, true, trusted),
+        "mse": mse(hv, true_hv, trusted),
+        "msge": msge(hv, true_hv, true, trusted),
+    }
+    for name, expected in authors_losses(logits, hv, true, true_hv).items():
+        assert float(found[name]) == pytest.approx(float(expected), rel=1e-5, abs=1e-7), name
+
+
 def test_consistency_by_hand_and_only_for_the_student():
     student, teacher = logits_of(PROB), logits_of(torch.full_like(PROB, 0.5))
     student.requires_grad_()

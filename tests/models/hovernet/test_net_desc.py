@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,6 +54,83 @@ def test_forward_of_fast_equals_the_reference():
         for name in ("np", "hv"):
             found = getattr(output, name).numpy()[:, :, ::2, ::2]
             np.testing.assert_allclose(found, golden[name][:1], rtol=0, atol=1e-5)
+
+
+class PlainHoVerNet:
+    """The published network once more, without modules: each layer by its name, each crop by its size."""
+
+    def __init__(self, weights, mode):
+        self.weights, self.ksize = weights, 5 if mode == "original" else 3
+        self.pads_first, self.crops = mode == "fast", (184, 72) if mode == "original" else (92, 36)
+
+    def conv(self, x, name, **how):
+        return F.conv2d(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"), **how)
+
+    def bn_relu(self, x, name):
+        mean, var, scale, shift = (
+            self.weights[f"{name}.{part}"].view(1, -1, 1, 1)
+            for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        return torch.relu((x - mean) / torch.sqrt(var + 1e-5) * scale + shift)
+
+    def tf_same(self, x, ksize, stride=1):
+        total = max(ksize - (x.shape[2] % stride or stride), 0)
+        return F.pad(x, (total // 2, total - total // 2) * 2)
+
+    def residual(self, x, name, units, stride):
+        total = self.conv(x, f"{name}.shortcut", stride=stride)
+        for index in range(units):
+            unit, step = f"{name}.units.{index}", stride if index == 0 else 1
+            x = self.bn_relu(x, f"{unit}.preact/bn") if index else x
+            x = self.bn_relu(self.conv(x, f"{unit}.conv1"), f"{unit}.conv1/bn")
+            x = self.bn_relu(self.conv(self.tf_same(x, 3, step), f"{unit}.conv2", stride=step), f"{unit}.conv2/bn")
+            x = total = self.conv(x, f"{unit}.conv3") + total
+        return self.bn_relu(x, f"{name}.blk_bna.bn")
+
+    def dense(self, x, name, units):
+        for index in range(units):
+            unit, cut = f"{name}.dense.units.{index}", self.ksize // 2
+            new = self.bn_relu(self.conv(self.bn_relu(x, f"{unit}.preact_bna/bn"), f"{unit}.conv1"), f"{unit}.conv1/bn")
+            x = torch.cat([x[:, :, cut:-cut, cut:-cut], self.conv(new, f"{unit}.conv2", groups=4)], 1)
+        return self.conv(self.bn_relu(x, f"{name}.dense.blk_bna.bn"), f"{name}.convf")
+
+    def __call__(self, images, branches):
+        x = images / 255
+        x = self.bn_relu(self.conv(self.tf_same(x, 7) if self.pads_first else x, "conv0./"), "conv0.bn")
+        features = []
+        for block, (units, stride) in enumerate(((3, 1), (4, 2), (6, 2), (3, 2))):
+            x = self.residual(x, f"d{block}", units, stride)
+            features.append(x)
+        d0, d1 = (
+            x[:, :, cut // 2 : -cut // 2, cut // 2 : -cut // 2] for x, cut in zip(features, self.crops, strict=False)
+        )
+        bottom = self.conv(features[3], "conv_bot")
+        return {branch: self.decode(f"decoder.{branch}", (d0, d1, features[2], bottom)) for branch in branches}
+
+    def decode(self, name, features):
+        d0, d1, d2, x = features
+        x = self.dense(self.conv(twice(x) + d2, f"{name}.u3.conva"), f"{name}.u3", 8)
+        x = self.dense(self.conv(twice(x) + d1, f"{name}.u2.conva"), f"{name}.u2", 4)
+        x = self.conv(self.tf_same(twice(x) + d0, self.ksize), f"{name}.u1.conva")
+        return self.conv(self.bn_relu(x, f"{name}.u0.bn"), f"{name}.u0.conv")
+
+
+def twice(x):
+    return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+@pytest.mark.parametrize(("mode", "nr_types", "size"), [("original", 5, 198), ("fast", 6, 104)])
+def test_forward_equals_the_published_network_layer_by_layer(mode, nr_types, size):
+    net = HoVerNet(mode, nr_types).eval()
+    weights = {name: weight_by_name(name, value) for name, value in net.state_dict().items()}
+    net.load_state_dict(weights)
+    images = np.random.RandomState(1).randint(0, 256, (1, 3, size, size)).astype(np.float32)
+    with torch.inference_mode():
+        output = net(torch.from_numpy(images))
+        expected = PlainHoVerNet(weights, mode)(torch.from_numpy(images), ("tp", "np", "hv"))
+    for branch, values in expected.items():
+        assert values.std() > 0.1
+        torch.testing.assert_close(getattr(output, branch), values, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
