@@ -18,6 +18,7 @@ from torch import Tensor
 from hovernet_cyclic.core.errors import CheckpointError
 from models.checkpoint import FORMAT_NAME, StateDict, clean_weights, read_content, weights_in
 from models.encoder import Encoder
+from models.hovernet.net_desc import HoVerNet
 
 UNITS = (3, 4, 6, 3)  # of a ResNet-50, per block
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -28,12 +29,14 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Pretrained(NamedTuple):
     """An encoder's tensors by the names of ours. layout: whose names the file had. fresh: those that it does not say.
 
-    `fresh` are BatchNorms and `conv_bot` at most: every other convolution is in `weights`.
+    `fresh` are BatchNorms and `conv_bot` at most: every other convolution is in `weights`. decoders: the branches of a
+    whole HoVer-Net, {} for an encoder alone.
     """
 
     weights: StateDict
     layout: str
     fresh: tuple[str, ...]
+    decoders: StateDict
 
 
 def read_pretrained(path: str | Path, mode: str) -> Pretrained:
@@ -59,7 +62,8 @@ def read_pretrained(path: str | Path, mode: str) -> Pretrained:
             f"{path}: it lacks '{lacking[0]}' of the encoder of mode '{mode}': give hover_net's weights, torchvision's "
             "ResNet-50, or a checkpoint of this mode."
         )
-    return Pretrained(taken, layout, fresh)
+    decoders = {name: value for name, value in weights.items() if name.startswith("decoder.")}
+    return Pretrained(taken, layout, fresh, decoders)
 
 
 @torch.no_grad()
@@ -68,6 +72,24 @@ def load_pretrained(target: Encoder, pretrained: Pretrained) -> None:
     own = target.state_dict()
     for name, value in pretrained.weights.items():
         own[name].copy_(value)
+
+
+@torch.no_grad()
+def load_decoders(target: HoVerNet, pretrained: Pretrained) -> tuple[str, ...]:
+    """Copy the branches that `target` has in the same shapes: of other types, or none, all but `tp`.
+
+    Returns their names. Only for runs that learn from drawn masks: the decoders of a published network have seen some.
+    """
+    taken = []
+    for name, branch in target.decoder.items():
+        prefix = f"decoder.{name}."
+        own = {prefix + key: value for key, value in branch.state_dict().items()}
+        theirs = {key: pretrained.decoders.get(key) for key in own}
+        fits = all(value is not None and value.shape == own[key].shape for key, value in theirs.items())
+        if fits:
+            branch.load_state_dict({key.removeprefix(prefix): value for key, value in theirs.items()})
+            taken.append(name)
+    return tuple(taken)
 
 
 def describe_pretrained(path: str | Path, pretrained: Pretrained) -> str:

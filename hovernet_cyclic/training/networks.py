@@ -20,7 +20,7 @@ from models.classifier.net_desc import Classifier
 from models.devices import Device
 from models.ema import EmaTeacher
 from models.hovernet.net_desc import HoVerNet
-from models.pretrained import load_pretrained, read_pretrained
+from models.pretrained import load_decoders, load_pretrained, read_pretrained
 
 Weights = dict[str, dict[str, torch.Tensor]]
 
@@ -43,12 +43,18 @@ class Networks:
 
     @classmethod
     def fresh(cls, recipe: TrainRecipe, device: Device) -> Networks:
-        """Networks with random weights, or encoders from the recipe's file. Raises CheckpointError for a bad one."""
+        """Networks with random weights, or what the recipe's file has of theirs. Raises CheckpointError for a bad one.
+
+        An image-level run takes encoders alone: the decoders of a HoVer-Net were taught by drawn masks.
+        """
         networks = cls._random(recipe, device)
         if recipe.net.pretrained is not None:
             pretrained = read_pretrained(recipe.net.pretrained, recipe.net.mode)
             for network in (networks.classifier, networks.student, networks.teacher.module):
                 load_pretrained(network, pretrained)
+            if recipe.supervision != "image_level":
+                for network in (networks.student, networks.teacher.module):
+                    load_decoders(network, pretrained)
         return networks
 
     @classmethod

@@ -12,7 +12,7 @@ from models.checkpoint import FORMAT_VERSION, save_checkpoint
 from models.classifier.net_desc import Classifier
 from models.encoder import Encoder
 from models.hovernet.net_desc import HoVerNet
-from models.pretrained import describe_pretrained, load_pretrained, read_pretrained
+from models.pretrained import describe_pretrained, load_decoders, load_pretrained, read_pretrained
 
 MEAN = torch.tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1)
 STD = torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1)
@@ -181,3 +181,30 @@ def test_other_files_are_refused_in_one_sentence(resnet50, reference, stored, tm
     assert "lacks 'd2.units.3.conv2.weight'" in refused(stored(missing), "fast")
     wide = dict(resnet50, **{"layer1.0.conv1.weight": torch.zeros(128, 64, 1, 1)})
     assert "(128, 64, 1, 1)" in refused(stored(wide), "fast")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "taken"),
+    [
+        (None, None, ("np", "hv")),
+        (5, 5, ("tp", "np", "hv")),
+        (5, 3, ("np", "hv")),
+        (5, None, ("np", "hv")),
+        (None, 5, ("np", "hv")),
+    ],
+)
+def test_decoders_of_a_whole_network_are_taken_but_for_other_types(tmp_path, theirs, ours, taken):
+    torch.manual_seed(0)
+    published, target = HoVerNet("small", theirs), HoVerNet("small", ours)
+    torch.save({"desc": published.state_dict()}, tmp_path / "net.tar")
+    before = copy.deepcopy(target.state_dict())
+    pretrained = read_pretrained(tmp_path / "net.tar", "small")
+    assert load_decoders(target, pretrained) == taken
+    for name, value in target.state_dict().items():
+        whose = published.state_dict() if name.startswith(tuple(f"decoder.{branch}." for branch in taken)) else before
+        assert torch.equal(value, whose[name]), name
+
+
+def test_an_encoder_alone_brings_no_decoder(tmp_path):
+    torch.save({"desc": Encoder("small").state_dict()}, tmp_path / "encoder.tar")
+    assert load_decoders(HoVerNet("small"), read_pretrained(tmp_path / "encoder.tar", "small")) == ()
