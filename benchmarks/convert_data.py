@@ -20,7 +20,8 @@ What is written:
   The benchmark's class maps have joined CoNSeP's seven types to four: of the seven, the first that joins is written.
 - MyNP: the windows of patch_labels.csv as they are (64 to 128 px; the paper's are 224 px). Windows cut from an image
   that is scored on, in either set, are left out and counted: as training patches they would leak.
-Every label map is then read back through the toolkit's readers and compared, pixel by pixel: exit code 1 if one differs.
+Every label map is then read back through the toolkit's readers and compared, pixel by pixel: exit code 1 if any
+differs.
 """
 
 from __future__ import annotations

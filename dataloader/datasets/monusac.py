@@ -20,7 +20,7 @@ Both 40x (0.25 um/px); CC BY-NC-SA 4.0. Cite Kumar et al., IEEE TMI 36(7), 2017 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -66,8 +66,14 @@ def open_monusac(data: DataSettings, data_dir: Path, with_patches: bool = True) 
     if not (data_dir / "MoNuSACGT").is_dir() and (data_dir / "MoNuSACCROP").is_dir():
         return _open_crops(data, data_dir, with_patches)
     root = find_root(data_dir, ("MoNuSACGT",), "stage1_train")
-    splits = by_split(_whole_images(root / "stage1_train"))
-    drawn = {split: list(_with_masks(paths, root / CACHE_NAME)) for split, paths in splits.items()}
+    images = _whole_images(root / "stage1_train")
+    splits = by_split(images)
+    # Where some image has masks all should: one that lacks them is named when they are asked for.
+    labelled = any(_masks_of(path).is_dir() for path in images)
+    drawn = {
+        split: [_with_masks(path, root / CACHE_NAME) for path in paths] if labelled else []
+        for split, paths in splits.items()
+    }
     return assemble(data, data_dir, with_patches, splits[TRAIN], drawn)
 
 
@@ -85,13 +91,13 @@ def _whole_images(root: Path) -> list[Path]:
     return images
 
 
-def _with_masks(images: Sequence[Path], cache_dir: Path) -> Iterator[DrawnTile]:
-    """The images with their masks; none where no image has a folder of masks."""
-    folders = [path.parents[1] / "masks" for path in images]
-    if any(folder.is_dir() for folder in folders):
-        for path, masks in zip(images, folders, strict=True):
-            draw = partial(read_instance_masks, masks, cache_dir=cache_dir)
-            yield DrawnTile(TileFile(path.stem, path), masks, draw)
+def _masks_of(image: Path) -> Path:
+    return image.parents[1] / "masks"
+
+
+def _with_masks(image: Path, cache_dir: Path) -> DrawnTile:
+    draw = partial(read_instance_masks, _masks_of(image), cache_dir=cache_dir)
+    return DrawnTile(TileFile(image.stem, image), _masks_of(image), draw)
 
 
 def _open_crops(data: DataSettings, data_dir: Path, with_patches: bool) -> DataSplits:
