@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dataloader.datasets import ccrcc, consep, monusac, pannuke
 from dataloader.datasets.benchmark import open_benchmark
 from dataloader.datasets.ccrcc import open_ccrcc
 from dataloader.datasets.consep import open_consep
@@ -43,3 +44,14 @@ def open_source(data: DataSettings, data_dir: str, with_patches: bool = True) ->
         "npy_patches": open_npy_patches,
     }
     return readers[data.reader](data, folder, with_patches)
+
+
+def known_types(reader: str) -> tuple[str, ...]:
+    """Names of the types that a set's own files tell, background first; () where the set has none, or is the user's."""
+    types = {
+        "ccrcc": ccrcc.TYPES,
+        "consep": consep.TYPES,
+        "monusac2020": monusac.TYPES_2020,
+        "pannuke": pannuke.TYPES,
+    }
+    return types.get(reader, ())

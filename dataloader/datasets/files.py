@@ -19,7 +19,7 @@ from hovernet_cyclic.core.types import Annotation, Float32Array, ImageTile, Labe
 PATCH_KINDS = ("positive", "negative")
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".rar", ".7z")
 _MEANING = {"positive": "that hold a nucleus", "negative": "without any nucleus"}
-_TCGA_PATIENT = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}")
+TCGA_PATIENT = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}")
 _MPP_TOLERANCE = 0.1  # share: scanners at 40x state 0.23 to 0.27
 
 
@@ -157,7 +157,7 @@ def list_patches(folder: Path) -> list[PatchFile]:
 
 
 def _group(stem: str) -> str:
-    patient = _TCGA_PATIENT.match(stem)
+    patient = TCGA_PATIENT.match(stem)
     return patient.group() if patient else stem.split("__")[0]
 
 
