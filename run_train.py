@@ -22,9 +22,9 @@ Options:
   --check_data       Read all images and drawn masks once, say what is there and what is wrong with it, and stop.
 
 The product is LOG_DIR/net.tar, which run_infer.py takes as --model_path. Drawn masks, where there are any, are opened
-after training only, to report scores, unless the recipe's supervision says that it learns from them; --view=valid and
---check_data open them too, and train nothing. Exit code: 0 done, 1 trained but not scored, or --check_data found splits
-that share a picture, labels that contradict each other or files that cannot be read, 2 bad input.
+after training only, to report scores, unless the recipe's supervision says that it learns from them. Of what trains
+nothing, --view=valid and --check_data open them too. Exit code: 0 done, 1 trained but not scored, or --check_data found
+splits that share a picture, labels that contradict each other or files that cannot be read, 2 bad input.
 """
 
 from __future__ import annotations
