@@ -107,7 +107,7 @@ def originals(source: Path, limit: int | None = None) -> tuple[list[Original], l
 def convert(kumar: list[Original], consep: list[Original], out: Path) -> None:
     """Write MoNuSACGT, MoNuSACCROP and consepcrop."""
     jobs = [delayed(write_kumar)(original, out) for original in kumar]
-    Parallel(-1)(jobs + [delayed(write_consep)(original, out) for original in consep])
+    Parallel(-1, prefer="threads")(jobs + [delayed(write_consep)(original, out) for original in consep])
 
 
 def write_kumar(original: Original, out: Path) -> None:
@@ -166,7 +166,7 @@ def patches(source: Path, converted: list[Original], out: Path) -> str:
                 by_image.setdefault(row["name"], []).append(row)
             else:
                 held_back += split is not None
-    Parallel(-1)(delayed(write_patches)(images[name], rows, out) for name, rows in by_image.items())
+    Parallel(-1, prefer="threads")(delayed(write_patches)(images[name], rows, out) for name, rows in by_image.items())
     written = sum(map(len, by_image.values()))
     return f"{written} patches of {len(by_image)} images; {held_back} of images to score on are left out"
 

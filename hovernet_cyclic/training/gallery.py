@@ -25,6 +25,8 @@ MOST_ROWS = 6
 CROP = 320  # px of a tile's middle that is shown
 OUTLINE = (40, 230, 60)
 GAP = 6
+CAPTION = 16  # px, height of a line of text
+_FONT, _SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.38
 
 
 def write_gallery(
@@ -77,13 +79,25 @@ def heat(evidence: Float32Array) -> UInt8Array:
     return np.asarray(cv2.cvtColor(coloured, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
+def captioned(picture: UInt8Array, text: str) -> UInt8Array:
+    """uint8 (H, W, 3) with a line of text below it, cut to its width; letters beyond ASCII are shown as '?'."""
+    strip = np.full((CAPTION, picture.shape[1], 3), 255, np.uint8)
+    plain = text.encode("ascii", "replace").decode()
+    lengths = range(len(plain), 0, -1)
+    fitting = next((n for n in lengths if cv2.getTextSize(plain[:n], _FONT, _SCALE, 1)[0][0] < strip.shape[1] - 6), 0)
+    cv2.putText(strip, plain[:fitting], (1, CAPTION - 5), _FONT, _SCALE, (60, 60, 60), 1, cv2.LINE_AA)
+    return np.vstack([picture, strip])
+
+
 def sheet(rows: list[list[UInt8Array]]) -> UInt8Array:
-    """Pictures of any size in rows -> one uint8 (H, W, 3), white between them."""
-    height = max(picture.shape[0] for row in rows for picture in row) + GAP
-    width = max(picture.shape[1] for row in rows for picture in row) + GAP
-    page = np.full((height * len(rows), width * max(map(len, rows)), 3), 255, np.uint8)
-    for r, row in enumerate(rows):
+    """Pictures of any size in rows -> one uint8 (H, W, 3), white between them; a row is as high as its pictures."""
+    heights = [max(picture.shape[0] for picture in row) + GAP for row in rows]
+    widths = [max(picture.shape[1] for picture in row) + GAP for row in rows]
+    page = np.full((sum(heights), max(w * len(row) for w, row in zip(widths, rows, strict=True)), 3), 255, np.uint8)
+    top = 0
+    for row, height, width in zip(rows, heights, widths, strict=True):
         for c, picture in enumerate(row):
-            top, left = r * height, c * width
+            left = c * width
             page[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+        top += height
     return page
