@@ -65,6 +65,13 @@ if __name__ == "__main__":
     from dataloader.label_files import read_label_map
     read_label_map(own + "/valid/labels/valid_00.png")
     found["reader"] = [path for path in seen if "/labels/" in path]
+
+    from dataloader.datasets import open_source
+    for name in ("monusac", "ccrcc", "consep"):
+        splits = open_source(config.RECIPES[name]().data, paper)
+        seen.clear()
+        next(iter(splits.test.values())).annotation(0)
+        found["reader of " + name] = opened_labels(paper)
     print(json.dumps(found))
 """
 
@@ -90,7 +97,8 @@ def test_an_image_level_run_opens_no_label_file(own_data, bench_data, paper_data
     found = json.loads(done.stdout.splitlines()[-1])
     assert all(found[name] == [] for name in ("own", "bench", "monusac", "ccrcc", "consep"))
     assert set(found["planted"]) == {"valid/labels/valid_00.png"}, "a run that opens one must be caught"
-    assert found["reader"], "the toolkit's own reader must be visible to the hook"
+    readers = ("reader", "reader of monusac", "reader of ccrcc", "reader of consep")
+    assert all(found[name] for name in readers), "the toolkit's own readers must be visible to the hook"
     # the scores did come from the drawn masks: in a process of their own
     scores = json.loads((tmp_path / "logs" / "own" / "scores.json").read_text())
     assert set(scores) == {"valid", "test"} and set(scores["valid"]) == {"cycle 1", "cycle 2"}
