@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
@@ -17,7 +17,7 @@ from dataloader.datasets.files import TCGA_PATIENT
 from hovernet_cyclic.core.errors import HoverNetCyclicError
 from hovernet_cyclic.core.label_maps import instance_areas, majority_types
 from hovernet_cyclic.core.settings import DataSettings
-from hovernet_cyclic.core.types import AnnotatedSource, DataSplits, TileSource, UInt8Array
+from hovernet_cyclic.core.types import AnnotatedSource, Annotation, DataSplits, TileSource, UInt8Array
 
 LISTED = 8  # lines of one kind before the rest is only counted
 PATCHES, TILES = "patches", "train"
@@ -25,7 +25,7 @@ PATCHES, TILES = "patches", "train"
 
 @dataclass(frozen=True)
 class Seen:
-    """What reading one item gave. Of one that cannot be read there is `problem` alone.
+    """What reading one item gave. problem: why it, or its mask, cannot be read.
 
     name: of the item; digest: of its pixels and size, '' where unread; shape: (H, W) px; label: the name of its
     image-level label, or ''; nuclei: type_id -> count, None where there are no masks, type 0 where types are not told.
@@ -55,7 +55,7 @@ class Report:
 
     @property
     def problems(self) -> list[str]:
-        """Sentences about items that cannot be read."""
+        """Sentences about images and masks that cannot be read."""
         return [item.problem for items in self.groups.values() for item in items if item.problem]
 
     @property
@@ -98,21 +98,22 @@ def _tiles(source: TileSource, annotated: AnnotatedSource | None) -> list[Seen]:
 
 def _annotated(source: AnnotatedSource, indices: range) -> list[Seen]:
     def look(index: int) -> Seen:
-        tile, drawn = source.read_tile(index), source.annotation(index)
-        ids, _ = instance_areas(drawn.inst_map)
-        of_type = {0: len(ids)}
-        if drawn.type_map is not None:
-            of_type = dict(Counter(kind for kind, _ in majority_types(drawn.inst_map, drawn.type_map).values()))
-        return Seen(
-            tile.tile_id,
-            _digest(tile.image),
-            _size(tile.image),
-            tile.mpp,
-            nuclei=of_type,
-            notes=drawn.notes,
-        )
+        tile = source.read_tile(index)
+        seen = Seen(tile.tile_id, _digest(tile.image), _size(tile.image), tile.mpp)
+        try:
+            drawn = source.annotation(index)
+        except HoverNetCyclicError as error:  # its picture is compared with the others all the same
+            return replace(seen, problem=str(error))
+        return replace(seen, nuclei=_count(drawn), notes=drawn.notes)
 
     return _all(look, indices, source.tile_ids)
+
+
+def _count(drawn: Annotation) -> dict[int, int]:
+    """type_id -> number of nuclei; all of type 0 where types are not told."""
+    if drawn.type_map is None:
+        return {0: len(instance_areas(drawn.inst_map)[0])}
+    return dict(Counter(kind for kind, _ in majority_types(drawn.inst_map, drawn.type_map).values()))
 
 
 def _all(look: Callable[[int], Seen], indices: Sequence[int], names: Sequence[str]) -> list[Seen]:
@@ -172,8 +173,8 @@ def describe(report: Report, data: DataSettings, data_dir: str) -> str:
     """The report as lines for people."""
     lines = [f"{data.reader} data in {data_dir}"]
     for split, items in report.groups.items():
-        lines += ["", *_split_lines(split, [item for item in items if not item.problem], data)]
-    copies = sum(len(items) - len({item.digest for item in items if item.digest}) for items in _read(report))
+        lines += ["", *_split_lines(split, [item for item in items if item.digest], data)]
+    copies = sum(len(items) - len({item.digest for item in items}) for items in _read(report))
     lines += ["", f"copies within a split: {copies}"]
     for title, sentences in (
         ("cannot be read", report.problems),
@@ -187,7 +188,7 @@ def describe(report: Report, data: DataSettings, data_dir: str) -> str:
 
 def _read(report: Report) -> Iterator[list[Seen]]:
     for items in report.groups.values():
-        yield [item for item in items if not item.problem]
+        yield [item for item in items if item.digest]
 
 
 def _split_lines(split: str, items: Sequence[Seen], data: DataSettings) -> Iterator[str]:

@@ -73,6 +73,21 @@ def test_ccrcc_maps_grades_and_splits(ccrcc_data):
     assert untyped.valid.annotation(0).type_map is None
 
 
+def test_the_paper_joins_epithelial_and_spindle_types(consep_data):
+    inst_map = np.arange(1, SHAPE[0] * SHAPE[1] + 1).reshape(SHAPE)
+    type_map = inst_map % 8
+    savemat(next((consep_data / "CoNSeP" / "Valid" / "Labels").iterdir()), {"inst_map": inst_map, "type_map": type_map})
+    joined = open_consep(consep_data, type_names=consep.MERGED_TYPES).valid.annotation(0).type_map
+    joins = {name: {consep.TYPES[kind] for kind in type_map[joined == k]} for k, name in enumerate(consep.MERGED_TYPES)}
+    assert joins == {
+        "background": {"background"},
+        "other": {"other"},
+        "inflammatory": {"inflammatory"},
+        "epithelial": {"healthy epithelial", "malignant epithelial"},
+        "spindle": {"fibroblast", "muscle", "endothelial"},
+    }
+
+
 @pytest.mark.parametrize(("names", "expected"), [(consep.TYPES, (7, 3, 2)), (consep.MERGED_TYPES, (4, 3, 2))])
 def test_consep_types_as_published_or_joined(consep_data, names, expected):
     annotation = open_consep(consep_data, type_names=names).valid.annotation(0)

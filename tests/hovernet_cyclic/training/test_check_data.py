@@ -74,11 +74,14 @@ def test_a_patch_under_both_labels_is_a_contradiction(checked, paper_data):
 def test_what_cannot_be_read_is_named_and_the_rest_is_counted(checked, paper_data):
     mat = next((paper_data / "ccrcccrop" / "Valid" / "Labels").iterdir())
     mat.write_bytes(mat.read_bytes()[:100])
+    image = next((paper_data / "ccrcccrop" / "Valid" / "Images").iterdir())
+    shutil.copy(image, next((paper_data / "ccrcccrop" / "Test" / "Images").iterdir()))
     patch = next((paper_data / "MyNP" / "negative").iterdir())
     patch.write_bytes(b"no image")
     code, text = checked("ccrcc", paper_data)
     assert code == 1 and "cannot be read: 2" in text and str(mat) in text and str(patch) in text
     assert "patches: 31" in text and "test: 1 tile\n" in text
+    assert "valid valid_00 = test test_00" in text, "a picture without a readable mask is compared all the same"
 
 
 def test_overlaps_and_masks_without_nuclei_are_noted(checked, paper_data):
