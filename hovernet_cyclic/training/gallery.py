@@ -25,7 +25,7 @@ MOST_ROWS = 6
 CROP = 320  # px of a tile's middle that is shown
 OUTLINE = (40, 230, 60)
 GAP = 6
-CAPTION = 16  # px, height of a line of text
+CAPTION, LONGEST_CAPTION = 16, 48  # px, height of a line of text; letters
 _FONT, _SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.38
 
 
@@ -80,24 +80,29 @@ def heat(evidence: Float32Array) -> UInt8Array:
 
 
 def captioned(picture: UInt8Array, text: str) -> UInt8Array:
-    """uint8 (H, W, 3) with a line of text below it, cut to its width; letters beyond ASCII are shown as '?'."""
-    strip = np.full((CAPTION, picture.shape[1], 3), 255, np.uint8)
-    plain = text.encode("ascii", "replace").decode()
-    lengths = range(len(plain), 0, -1)
-    fitting = next((n for n in lengths if cv2.getTextSize(plain[:n], _FONT, _SCALE, 1)[0][0] < strip.shape[1] - 6), 0)
-    cv2.putText(strip, plain[:fitting], (1, CAPTION - 5), _FONT, _SCALE, (60, 60, 60), 1, cv2.LINE_AA)
-    return np.vstack([picture, strip])
+    """uint8 (H, W, 3) with a line of text below it, white beside it where the line is longer than the picture.
+
+    Letters beyond ASCII are shown as '?', and what is longer than LONGEST_CAPTION letters is cut.
+    """
+    plain = text.encode("ascii", "replace").decode()[:LONGEST_CAPTION]
+    (length, _), _ = cv2.getTextSize(plain, _FONT, _SCALE, 1)
+    height, width, _ = picture.shape
+    page = np.full((height + CAPTION, max(width, length + 4), 3), 255, np.uint8)
+    page[:height, :width] = picture
+    cv2.putText(page, plain, (1, height + CAPTION - 5), _FONT, _SCALE, (60, 60, 60), 1, cv2.LINE_AA)
+    return page
 
 
 def sheet(rows: list[list[UInt8Array]]) -> UInt8Array:
     """Pictures of any size in rows -> one uint8 (H, W, 3), white between them; a row is as high as its pictures."""
     heights = [max(picture.shape[0] for picture in row) + GAP for row in rows]
-    widths = [max(picture.shape[1] for picture in row) + GAP for row in rows]
-    page = np.full((sum(heights), max(w * len(row) for w, row in zip(widths, rows, strict=True)), 3), 255, np.uint8)
+    width = max(sum(picture.shape[1] + GAP for picture in row) for row in rows)
+    page = np.full((sum(heights), width, 3), 255, np.uint8)
     top = 0
-    for row, height, width in zip(rows, heights, widths, strict=True):
-        for c, picture in enumerate(row):
-            left = c * width
+    for row, height in zip(rows, heights, strict=True):
+        left = 0
+        for picture in row:
             page[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+            left += picture.shape[1] + GAP
         top += height
     return page
