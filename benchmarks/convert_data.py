@@ -161,11 +161,11 @@ def patches(source: Path, converted: list[Original], out: Path) -> str:
     held_back = 0
     with (source / "patch_labels.csv").open(encoding="utf-8") as table:
         for row in csv.DictReader(table):
-            split = split_of.get(row["name"])
-            if split in (TRAIN, "Train"):
-                by_image.setdefault(row["name"], []).append(row)
-            else:
-                held_back += split is not None
+            split, rows = split_of.get(row["name"]), by_image.setdefault(row["name"], [])
+            if split in (TRAIN, "Train") and row not in rows:  # one window is listed twice
+                rows.append(row)
+            held_back += split not in (TRAIN, "Train", None)
+    by_image = {name: rows for name, rows in by_image.items() if rows}
     Parallel(-1, prefer="threads")(delayed(write_patches)(images[name], rows, out) for name, rows in by_image.items())
     written = sum(map(len, by_image.values()))
     return f"{written} patches of {len(by_image)} images; {held_back} of images to score on are left out"
