@@ -75,6 +75,21 @@ def consep_types() -> TrainRecipe:
     )
 
 
+def monusac() -> TrainRecipe:
+    """The paper's MoNuSAC: Kumar's 16 images to learn on, with the labelled patches of MyNP. See docs/datasets.md."""
+    return TrainRecipe(name="monusac", data=DataSettings(reader="monusac", mpp=0.25))
+
+
+def ccrcc() -> TrainRecipe:
+    """The paper's ccRCC: images of ccrcccrop/Train, with the labelled patches of MyNP."""
+    return TrainRecipe(name="ccrcc", data=DataSettings(reader="ccrcc", mpp=0.25))
+
+
+def consep() -> TrainRecipe:
+    """The paper's CoNSeP: images of consepcrop/Train (or CoNSeP/Train), with the labelled patches of MyNP."""
+    return TrainRecipe(name="consep", data=DataSettings(reader="consep", mpp=0.25))
+
+
 def fast() -> TrainRecipe:
     """A folder of your own with HoVer-Net's own network (pre-activated ResNet-50, 256 -> 164): give it a GPU."""
     return TrainRecipe(
@@ -109,6 +124,9 @@ RECIPES: dict[str, Callable[[], TrainRecipe]] = {
     "benchmark_mixed": benchmark_mixed,
     "benchmark_masks": benchmark_masks,
     "consep_types": consep_types,
+    "monusac": monusac,
+    "ccrcc": ccrcc,
+    "consep": consep,
     "fast": fast,
     "original": original,
     "custom": custom,

@@ -9,19 +9,22 @@ Usage:
 Options:
   -h --help          Show this text.
   --version          Show the version.
-  --recipe=<name>    A function of config.py: demo, folder, benchmark, fast, original, custom; benchmark_mixed,
-                     benchmark_masks and consep_types learn from drawn masks too. [default: demo]
+  --recipe=<name>    A function of config.py: demo, folder, benchmark, monusac, ccrcc, consep, fast, original, custom;
+                     benchmark_mixed, benchmark_masks and consep_types learn from drawn masks too. [default: demo]
   --data_dir=<dir>   Folder of the data. The demo draws its own there. [default: datasets]
   --log_dir=<dir>    Folder of this run; logs/<recipe> if not given.
   --gpu=<ids>        Comma list such as 0,1, or cpu. GPUs if there are any, else the CPU, if not given.
   --seed=<n>         Seed of everything that is drawn; the recipe's if not given.
   --resume           Go on with the run in --log_dir from its last finished cycle.
   --no_scores        Do not score the finished run, even where the data has drawn masks to score against.
-  --view=<split>     Write a sheet of what training or scoring would be given, and stop: train or valid.
+  --view=<split>     Write a sheet of what training or scoring would be given, and stop: train or valid. It is opened
+                     where there is a screen.
+  --check_data       Read all images and drawn masks once, say what is there and what is wrong with it, and stop.
 
 The product is LOG_DIR/net.tar, which run_infer.py takes as --model_path. Drawn masks, where there are any, are opened
-after training only, to report scores, unless the recipe's supervision says that it learns from them. Exit code: 0 done,
-1 trained but not scored, 2 bad input.
+after training only, to report scores, unless the recipe's supervision says that it learns from them. Of what trains
+nothing, --view=valid and --check_data open them too. Exit code: 0 done, 1 trained but not scored, or --check_data found
+splits that share a picture, labels that contradict each other or files that cannot be read, 2 bad input.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hovernet_cyclic.command_line import exit_with
+from hovernet_cyclic.command_line import exit_with, open_on_screen
 from hovernet_cyclic.core.errors import HoverNetCyclicError, RecipeError
 from hovernet_cyclic.core.settings import TrainRecipe
 
@@ -59,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = docopt(__doc__ or "", None if argv is None else list(argv), version=__version__)
         recipe = chosen_recipe(arguments)
+        if arguments["--check_data"]:
+            return check(arguments, recipe)
         return view(arguments, recipe) if arguments["--view"] else train(arguments, recipe)
     except DocoptExit as error:
         print(option_fault(error, sys.argv[1:] if argv is None else argv, __doc__ or ""), file=sys.stderr)
@@ -169,7 +174,20 @@ def view(arguments: Mapping[str, Any], recipe: TrainRecipe) -> int:
     splits = open_source(recipe.data, arguments["--data_dir"], with_patches=recipe.supervision != "masks")
     path = write_view(splits, split, recipe)
     print(f"The sheet: {path}")
+    open_on_screen(path)
     return 0
+
+
+def check(arguments: Mapping[str, Any], recipe: TrainRecipe) -> int:
+    """Print what the data holds; 1 where something is wrong with it. A recipe without types is told the set's own."""
+    from dataloader.datasets import known_types, open_source
+    from hovernet_cyclic.training.check_data import check_data, describe
+
+    data = dataclasses.replace(recipe.data, type_names=recipe.data.type_names or known_types(recipe.data.reader))
+    splits = open_source(data, arguments["--data_dir"], with_patches=recipe.supervision != "masks")
+    report = check_data(splits)
+    print(describe(report, data, arguments["--data_dir"]))
+    return 0 if report.sound else 1
 
 
 def _whole_number(option: str, text: str) -> int:

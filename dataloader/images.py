@@ -25,7 +25,7 @@ def read_rgb(path: str | Path) -> UInt8Array:
     DatasetError (one sentence: file and cure) for a file that is missing, empty, torn or unknown, and for label maps,
     grey, palette, CMYK, 16-bit and transparent images.
     """
-    data = _read_bytes(Path(path))
+    data = read_bytes(path)
     header = parse_header(data)
     if header is not None:
         _check_header(path, header)
@@ -82,21 +82,22 @@ def list_images(folder: str | Path) -> list[Path]:
     return found
 
 
-def _unreadable(path: str | Path, error: OSError) -> str:
-    if isinstance(error, FileNotFoundError):
-        return f"{path} does not exist: check the name."
-    return f"{path} cannot be read ({error.strerror}): check that it is a file that you may read."
-
-
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: str | Path) -> bytes:
+    """All bytes of a file that is not empty. Raises DatasetError (one sentence: file and cure)."""
     # Reading here, not in OpenCV, is what makes every file name work on every system.
     try:
-        data = path.read_bytes()
+        data = Path(path).read_bytes()
     except OSError as error:
         raise DatasetError(_unreadable(path, error)) from error
     if not data:
         raise DatasetError(f"{path} is an empty file: copy or export it again.")
     return data
+
+
+def _unreadable(path: str | Path, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{path} does not exist: check the name."
+    return f"{path} cannot be read ({error.strerror}): check that it is a file that you may read."
 
 
 def _check_header(path: str | Path, header: ImageHeader) -> None:

@@ -17,6 +17,9 @@ from hovernet_cyclic.core.label_maps import instance_areas, instance_indices
 from hovernet_cyclic.core.types import Annotation, Int32Array, UInt8Array
 
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".mat")
+# Names of one map: hover_net's and CoNSeP's, and those of the ccRCC grading set and the crops made from both.
+MAT_NAMES = {"inst_map": ("inst_map", "instance_map"), "type_map": ("type_map", "class_map")}
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _LARGEST_ID = np.iinfo(np.int32).max
 
 
@@ -46,7 +49,8 @@ def read_label_map(path: str | Path, type_path: str | Path | None = None) -> Ann
     """One label map; tile_id is the file's stem, inst_map int32 (H, W).
 
     PNG, TIFF: one channel. NPY: (H, W), or (H, W, 2) of instances then types. MAT: `inst_map`, and where present
-    `type_map`, or `inst_type` (N, 1) in the order of `inst_uid` (else of ascending ids; (N, 2) is id, type).
+    `type_map`, or `inst_type` (N, 1) in the order of `inst_uid` (else of ascending ids; (N, 2) is id, type);
+    `instance_map` and `class_map` (see MAT_NAMES) serve too.
     type_path: a type map (H, W) of its own (PNG, TIFF, NPY or MAT with `type_map`), which then counts. type_map is
     uint8 (H, W), or None where nothing tells the types. Raises DatasetError (one sentence: file and cure).
     """
@@ -129,13 +133,27 @@ def _load_mat(path: Path) -> dict[str, Any]:
     from scipy.io import loadmat
 
     data = _read_bytes(path)
+    if _HDF5_SIGNATURE in (data[:8], data[512:520]):  # MATLAB puts its own 512 bytes before the HDF5 file
+        raise DatasetError(_save_as_v7(path))
     try:
         content: dict[str, Any] = loadmat(io.BytesIO(data))
     except NotImplementedError as error:
-        raise DatasetError(f"{path} is in MATLAB's 7.3 format: save it again with the option '-v7'.") from error
+        raise DatasetError(_save_as_v7(path)) from error
     except Exception as error:  # a damaged file makes the reader fail in ways without number
         raise DatasetError(f"{path} is damaged or no MAT file: copy or save it again.") from error
-    return content
+    return _known_names(content)
+
+
+def _save_as_v7(path: Path) -> str:
+    return f"{path} is in MATLAB's 7.3 format (HDF5): save it again with the option '-v7'."
+
+
+def _known_names(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content with its maps under hover_net's names."""
+    found = {
+        ours: next((content[name] for name in names if name in content), None) for ours, names in MAT_NAMES.items()
+    }
+    return {**content, **{ours: value for ours, value in found.items() if value is not None}}
 
 
 def _from_mat(path: Path, content: Mapping[str, Any]) -> tuple[Int32Array, UInt8Array | None]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -19,3 +22,28 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
         code = 141
     sys.exit(code)
+
+
+def open_on_screen(path: Path) -> bool:
+    """Open a file in the program that the desktop has for it; returns whether there is a screen and such a program.
+
+    A run whose output goes to a file or a pipe has no one in front of it, and opens nothing.
+    """
+    opener = _opener() if sys.stdout.isatty() else None
+    if opener is None:
+        return False
+    try:
+        subprocess.Popen([*opener, str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    except OSError:
+        return False
+    return True
+
+
+def _opener() -> list[str] | None:
+    """The desktop's command that opens a file, None where there is no desktop."""
+    if sys.platform == "darwin":
+        return ["open"]
+    if sys.platform == "win32":
+        return ["cmd", "/c", "start", ""]
+    screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    return ["xdg-open"] if screen and shutil.which("xdg-open") else None

@@ -12,6 +12,13 @@ settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
 PATCH, TILE = 48, 128  # sides, px
+# (images, labels, stem) of all drawn tiles
+DRAWN = (
+    ("tiles", "labels", "tile_00"),
+    ("tiles", "labels", "tile_01"),
+    ("valid/images", "valid/labels", "valid_00"),
+    ("test/images", "test/labels", "test_00"),
+)
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +58,43 @@ def bench_data(drawn_once, tmp_path):
     ]
     (root / "patch_labels.csv").write_text("\n".join(["source,name,size,y,x,label,content", *rows]) + "\n")
     return root
+
+
+@pytest.fixture(scope="session")
+def paper_once(drawn_once, tmp_path_factory):
+    """The drawn images in the folders of the paper's repositories, as those write them: not through our own writers."""
+    import cv2
+    from scipy.io import savemat
+
+    root = tmp_path_factory.mktemp("paper") / "datasets"
+    pairs = [(drawn_once / f"{a}/{c}.png", drawn_once / f"{b}/{c}.png") for a, b, c in DRAWN]
+    for kind in ("positive", "negative"):
+        shutil.copytree(drawn_once / "patches" / kind, root / "MyNP" / kind)
+    kumar = ("TCGA-A7-A13E-01Z-00-DX1", "TCGA-HE-7128-01Z-00-DX1", "TCGA-E2-A14V-01Z-00-DX1", "TCGA-KB-A93J-01A-01-TS1")
+    for name, (image, label) in zip(kumar, pairs, strict=True):
+        folder = root / "MoNuSACGT" / "stage1_train" / name
+        for part in ("images", "masks"):
+            (folder / part).mkdir(parents=True)
+        shutil.copy(image, folder / "images" / f"{name}.png")
+        inst_map = cv2.imread(str(label), cv2.IMREAD_UNCHANGED)
+        for inst_id in np.unique(inst_map)[1:]:
+            cv2.imwrite(str(folder / "masks" / f"{inst_id}.png"), np.uint8(inst_map == inst_id) * 255)
+    names = {"ccrcccrop": ("instance_map", "class_map"), "consepcrop": ("inst_map", "type_map")}
+    for layout, (instances, types) in names.items():
+        for split, (image, label) in zip(("Train", "Train", "Valid", "Test"), pairs, strict=True):
+            for part in ("Images", "Labels"):
+                (root / layout / split / part).mkdir(parents=True, exist_ok=True)
+            shutil.copy(image, root / layout / split / "Images")
+            inst_map = cv2.imread(str(label), cv2.IMREAD_UNCHANGED).astype(np.int32)
+            type_map = np.where(inst_map, inst_map % 4 + 1, 0)
+            savemat(root / layout / split / "Labels" / f"{image.stem}.mat", {instances: inst_map, types: type_map})
+    return root
+
+
+@pytest.fixture
+def paper_data(paper_once, tmp_path):
+    """A copy of the paper's folders that the test may change."""
+    return shutil.copytree(paper_once, tmp_path / "datasets")
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from hovernet_cyclic.training.run_dir import Stage
 from models.hovernet.net_desc import input_shape, patch_shapes
 
 NAMES = list(config.RECIPES)
+PAPER = ("monusac", "ccrcc", "consep")
 
 
 class SilentLog:
@@ -39,7 +40,7 @@ def test_a_recipe_carries_its_name_and_survives_a_checkpoint(name):
     assert TrainRecipe.from_dict(recipe.to_dict()) == recipe
 
 
-@pytest.mark.parametrize("name", ["demo", "folder", "benchmark", "fast", "original", "custom"])
+@pytest.mark.parametrize("name", ["demo", "folder", "benchmark", *PAPER, "fast", "original", "custom"])
 def test_these_recipes_learn_without_drawn_masks(name):
     assert config.RECIPES[name]().supervision == "image_level"
 
@@ -77,11 +78,16 @@ def some_steps(recipe, data_dir, device, count):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_two_steps_of_either_end_with_the_small_network(name, drawn_once, bench_data, tiny, cpu):
+def test_some_steps_of_either_end_with_the_small_network(name, drawn_once, bench_data, paper_once, tiny, cpu):
     small = dataclasses.replace(config.RECIPES[name](), net=NetSettings("small"))
-    data_dir = bench_data if small.data.reader == "benchmark" else drawn_once
-    losses, moved = some_steps(tiny(small), data_dir, cpu, 2)
-    assert len(losses) == 4 and np.isfinite(losses).all() and min(losses) > 0
+    data_dir = {"benchmark": bench_data, **dict.fromkeys(PAPER, paper_once)}.get(small.data.reader, drawn_once)
+    recipe, steps = tiny(small), 10 if name in PAPER else 2
+    front_end = dataclasses.replace(recipe.front_end, steps_first=steps)
+    recipe = dataclasses.replace(
+        recipe, front_end=front_end, back_end=dataclasses.replace(recipe.back_end, steps=steps)
+    )
+    losses, moved = some_steps(recipe, data_dir, cpu, steps)
+    assert len(losses) == 2 * steps and np.isfinite(losses).all() and min(losses) > 0
     assert any(key.startswith("decoder.np") for key in moved) and any(key.startswith("stem") for key in moved)
 
 

@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 
 import config
+from dataloader.datasets import ccrcc, consep, monusac, pannuke
 from hovernet_cyclic.core import settings
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +58,15 @@ def test_every_recipe_is_listed_and_can_be_built():
     for name, build in config.RECIPES.items():
         assert f"`{name}`" in listed
         assert settings.TrainRecipe.from_dict(build().to_dict()) == build()
+
+
+def test_every_reader_and_its_types_are_described():
+    datasets = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
+    for reader in settings.READERS:
+        assert f"`{reader}`" in datasets.partition("## What a run may open")[0]
+    listed = {eval(found) for found in re.findall(r'\("background"[^)]*\)', datasets)}
+    assert listed == {ccrcc.TYPES, consep.MERGED_TYPES, monusac.TYPES_2020, pannuke.TYPES}
+    assert all(f"{number} {name}" in datasets.replace("\n", " ") for number, name in enumerate(consep.TYPES) if number)
 
 
 def test_the_example_of_a_recipe_runs():

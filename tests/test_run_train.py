@@ -75,13 +75,13 @@ def test_a_missing_data_dir(refusal, tmp_path):
     assert "nowhere" in refusal(data_dir=tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("recipe", ["folder", "benchmark", "demo"])
+@pytest.mark.parametrize("recipe", ["folder", "benchmark", "demo", "monusac", "ccrcc", "consep"])
 def test_a_data_dir_that_is_a_file(refusal, tmp_path, recipe):
     (tmp_path / "data.zip").write_bytes(b"zip")
     assert "data.zip" in refusal(data_dir=tmp_path / "data.zip", recipe=recipe)
 
 
-@pytest.mark.parametrize("recipe", ["folder", "benchmark"])
+@pytest.mark.parametrize("recipe", ["folder", "benchmark", "monusac", "ccrcc", "consep"])
 def test_an_empty_folder(refusal, tmp_path, recipe):
     (tmp_path / "empty").mkdir()
     assert "empty" in refusal(data_dir=tmp_path / "empty", recipe=recipe)
@@ -158,6 +158,23 @@ def test_a_torn_image_of_the_benchmark(refusal, bench_data, name):
     victim = next(bench_data.glob(f"*/images/{name}.png"))
     make_torn(victim)
     assert victim.name in refusal(data_dir=bench_data, recipe="benchmark")
+
+
+@pytest.mark.parametrize("spoil", [make_16_bit, make_rgba, make_torn])
+@pytest.mark.parametrize(
+    ("recipe", "pattern"),
+    [("monusac", "MoNuSACGT/*/*/images/*"), ("ccrcc", "ccrcccrop/Train/Images/*"), ("consep", "MyNP/negative/*")],
+)
+def test_a_bad_image_of_the_papers_sets(refusal, paper_data, recipe, pattern, spoil):
+    victim = sorted(paper_data.glob(pattern))[0]
+    spoil(victim)
+    assert str(victim) in refusal(data_dir=paper_data, recipe=recipe)
+
+
+@pytest.mark.parametrize("recipe", ["monusac", "ccrcc", "consep"])
+def test_the_papers_sets_without_their_patches(refusal, paper_data, recipe):
+    shutil.rmtree(paper_data / "MyNP")
+    assert "MyNP/positive and MyNP/negative" in refusal(data_dir=paper_data, recipe=recipe)
 
 
 def test_a_log_dir_that_holds_something(refusal, finished, tmp_path):

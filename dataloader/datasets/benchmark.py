@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataloader.datasets.annotated import AnnotatedFile, AnnotatedTiles
+from dataloader.datasets.annotated import with_label
+from dataloader.datasets.files import DrawnTiles, TileFile
 from dataloader.image_cache import ImageCache
 from dataloader.images import image_shape, read_rgb
 from hovernet_cyclic.core.errors import DatasetError
@@ -118,21 +119,17 @@ def open_benchmark(data: DataSettings, data_dir: Path, with_patches: bool = True
     )
 
 
-def _annotated(data: DataSettings, data_dir: Path, images: Sequence[ImageFile]) -> AnnotatedTiles | None:
+def _annotated(data: DataSettings, data_dir: Path, images: Sequence[ImageFile]) -> DrawnTiles | None:
     sources = {image.source for image in images}
     if not images or not all((data_dir / source / "labels").is_dir() for source in sources):
         return None
-    typed = {source for source in sources if data.type_names and (data_dir / source / "class_maps").is_dir()}
-    files = [
-        AnnotatedFile(
-            image.name,
-            image.path,
-            data_dir / image.source / "labels",
-            data_dir / image.source / "class_maps" if image.source in typed else None,
-        )
+    types = {source: data_dir / source / "class_maps" for source in sources}
+    typed = {source: path for source, path in types.items() if data.type_names and path.is_dir()}
+    tiles = [
+        with_label(TileFile(image.name, image.path), data_dir / image.source / "labels", typed.get(image.source))
         for image in images
     ]
-    return AnnotatedTiles(files, data.mpp)
+    return DrawnTiles(tiles, data.mpp)
 
 
 def _read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Mapping[str, str]]]:

@@ -10,7 +10,19 @@ from hovernet_cyclic.core.errors import RecipeError
 
 NET_MODES = ("original", "fast", "small")
 SUPERVISIONS = ("image_level", "masks", "mixed")
-READERS = ("demo", "folder", "benchmark")
+READERS = (
+    "demo",
+    "folder",
+    "benchmark",
+    "monusac",
+    "ccrcc",
+    "consep",
+    "kumar",
+    "monuseg",
+    "monusac2020",
+    "pannuke",
+    "npy_patches",
+)
 CAM_METHODS = ("evidence", "cam", "grad_cam", "layer_cam", "lrp")
 POST_PROCS = ("local", "hovernet")
 

@@ -56,11 +56,15 @@ class ImageTile:
 
 @dataclass(frozen=True)
 class Annotation:
-    """Drawn masks of one tile. inst_map: int32 (H, W), 0 background, 1..N; type_map: uint8 (H, W) or None."""
+    """Drawn masks of one tile. inst_map: int32 (H, W), 0 background, 1..N; type_map: uint8 (H, W) or None.
+
+    notes: what its reader had to decide, in words, such as who keeps the pixels that two nuclei share.
+    """
 
     tile_id: str
     inst_map: Int32Array
     type_map: UInt8Array | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

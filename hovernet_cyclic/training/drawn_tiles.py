@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from joblib import Parallel, cpu_count, delayed
 
 from dataloader.augs import LabelledTile
 from hovernet_cyclic.core.errors import DatasetError, RecipeError
@@ -27,7 +28,10 @@ def drawn_tiles(recipe: TrainRecipe, source: AnnotatedSource) -> dict[str, Label
     an image or label map that cannot be used, and for types that the recipe does not know; RecipeError for tiles that
     are not there.
     """
-    tiles = {tile_id: _drawn_tile(recipe, source, index) for tile_id, index in _chosen(recipe, source).items()}
+    chosen = _chosen(recipe, source)
+    jobs = (delayed(_drawn_tile)(recipe, source, index) for index in chosen.values())
+    read: list[LabelledTile] = Parallel(cpu_count(), prefer="threads")(jobs)  # decoding frees the interpreter
+    tiles = dict(zip(chosen, read, strict=True))
     if recipe.net.nr_types is not None and all(tile.type_map is None for tile in tiles.values()):
         raise DatasetError(
             f"None of the {len(tiles)} drawn tiles tells types, and net.nr_types is {recipe.net.nr_types}: add type "

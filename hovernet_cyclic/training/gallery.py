@@ -25,6 +25,8 @@ MOST_ROWS = 6
 CROP = 320  # px of a tile's middle that is shown
 OUTLINE = (40, 230, 60)
 GAP = 6
+CAPTION, LONGEST_CAPTION = 16, 48  # px, height of a line of text; letters
+_FONT, _SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.38
 
 
 def write_gallery(
@@ -81,13 +83,30 @@ def heat(evidence: Float32Array) -> UInt8Array:
     return np.asarray(cv2.cvtColor(coloured, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
+def captioned(picture: UInt8Array, text: str) -> UInt8Array:
+    """uint8 (H, W, 3) with a line of text below it, white beside it where the line is longer than the picture.
+
+    Letters beyond ASCII are shown as '?', and what is longer than LONGEST_CAPTION letters is cut.
+    """
+    plain = text.encode("ascii", "replace").decode()[:LONGEST_CAPTION]
+    (length, _), _ = cv2.getTextSize(plain, _FONT, _SCALE, 1)
+    height, width, _ = picture.shape
+    page = np.full((height + CAPTION, max(width, length + 4), 3), 255, np.uint8)
+    page[:height, :width] = picture
+    cv2.putText(page, plain, (1, height + CAPTION - 5), _FONT, _SCALE, (60, 60, 60), 1, cv2.LINE_AA)
+    return page
+
+
 def sheet(rows: list[list[UInt8Array]]) -> UInt8Array:
-    """Pictures of any size in rows -> one uint8 (H, W, 3), white between them."""
-    height = max(picture.shape[0] for row in rows for picture in row) + GAP
-    width = max(picture.shape[1] for row in rows for picture in row) + GAP
-    page = np.full((height * len(rows), width * max(map(len, rows)), 3), 255, np.uint8)
-    for r, row in enumerate(rows):
-        for c, picture in enumerate(row):
-            top, left = r * height, c * width
+    """Pictures of any size in rows -> one uint8 (H, W, 3), white between them; a row is as high as its pictures."""
+    heights = [max(picture.shape[0] for picture in row) + GAP for row in rows]
+    width = max(sum(picture.shape[1] + GAP for picture in row) for row in rows)
+    page = np.full((sum(heights), width, 3), 255, np.uint8)
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        left = 0
+        for picture in row:
             page[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+            left += picture.shape[1] + GAP
+        top += height
     return page

@@ -13,9 +13,9 @@ class OneCycleAdamW:
     def __init__(self, network: torch.nn.Module, settings: FrontEndSettings | BackEndSettings, steps: int) -> None:
         rate = settings.learning_rate
         self._optimiser = torch.optim.AdamW(network.parameters(), rate, weight_decay=settings.weight_decay)
-        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self._optimiser, rate, total_steps=max(2, steps), pct_start=0.1
-        )
+        total = max(2, steps)
+        rise = 0.2 if total == 10 else 0.1  # OneCycleLR divides by zero where the rise is exactly one step
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(self._optimiser, rate, total_steps=total, pct_start=rise)
 
     def step(self, parts: dict[str, torch.Tensor]) -> dict[str, float]:
         """One step down the sum of the scalar `parts`. Returns their values."""

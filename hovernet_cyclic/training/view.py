@@ -1,4 +1,4 @@
-"""A sheet of what a run is given: `run_train.py --view=train|valid`."""
+"""A sheet of what a run is given, with what it is taught written below: `run_train.py --view=train|valid`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hovernet_cyclic.core.errors import DatasetError
 from hovernet_cyclic.core.settings import TrainRecipe
 from hovernet_cyclic.core.types import AnnotatedSource, DataSplits, Float32Array, TileSource, UInt8Array
 from hovernet_cyclic.training.drawn_tiles import annotated_source, drawn_tiles
-from hovernet_cyclic.training.gallery import middle, outline, shade, sheet
+from hovernet_cyclic.training.gallery import captioned, middle, outline, shade, sheet
 from hovernet_cyclic.training.run_dir import RunDir
 from models.hovernet.targets import hover_targets
 
@@ -44,8 +44,9 @@ def train_rows(source: TileSource, recipe: TrainRecipe) -> list[list[UInt8Array]
     rows = []
     for label, colour in ((1.0, POSITIVE), (0.0, NEGATIVE)):
         chosen = [i for i in order if source.patch_labels[i, 0] == label][:PATCHES_SHOWN]
+        name = source.class_names[0] if label else f"no {source.class_names[0]}"
         images = (augment_patch(source.read_patch(i).image, sample_rng(recipe.seed, 0, int(i))) for i in chosen)
-        rows.append([_framed(image, colour) for image in images])
+        rows.append([captioned(_framed(image, colour), name) for image in images])
     folders = sorted(RunDir(recipe.log_dir).path.glob("cycle_*/pseudo_masks"))
     shown = range(min(TILES_SHOWN, len(source.tile_ids)))
     return rows + [_tile_row(source, i, folders[-1] if folders else None, recipe.seed) for i in shown]
@@ -56,36 +57,45 @@ def _tile_row(source: TileSource, index: int, folder: Path | None, seed: int) ->
     image, window = middle(tile.image)
     rng = sample_rng(seed, 1, index)
     if folder is None or not mask_path(folder, tile.tile_id).exists():
-        return [image, augment_colour(image, rng)]
+        seen = captioned(augment_colour(image, rng), "augmented; no pseudo mask yet")
+        return [captioned(image, tile.tile_id), seen]
     mask = load_pseudo_mask(folder, tile.tile_id)
-    return _taught(LabelledTile(image, mask.inst_map[window], mask.trusted[window]), rng)
+    return _taught(LabelledTile(image, mask.inst_map[window], mask.trusted[window]), rng, (tile.tile_id, "pseudo mask"))
 
 
 def drawn_rows(source: AnnotatedSource, recipe: TrainRecipe) -> list[list[UInt8Array]]:
     """Tiles with drawn masks as the back end is given them, for recipes that learn from these."""
     rows = []
-    for index, tile in enumerate(list(drawn_tiles(recipe, source).values())[:TILES_SHOWN]):
+    for index, (tile_id, tile) in enumerate(list(drawn_tiles(recipe, source).items())[:TILES_SHOWN]):
         image, window = middle(tile.image)
         cut = LabelledTile(image, tile.inst_map[window], tile.trusted[window])
-        rows.append(_taught(cut, sample_rng(recipe.seed, 2, index)))
+        rows.append(_taught(cut, sample_rng(recipe.seed, 2, index), (tile_id, "drawn mask")))
     return rows
 
 
-def _taught(tile: LabelledTile, rng: np.random.Generator) -> list[UInt8Array]:
-    """The tile as the student sees it, its outlines with what is not trusted in shade, and its hv maps."""
+def _taught(tile: LabelledTile, rng: np.random.Generator, names: tuple[str, str]) -> list[UInt8Array]:
+    """The tile as the student sees it, its outlines with what is not trusted in shade, and its hv maps.
+
+    names: of the tile, and of what it is taught.
+    """
     turned = augment_geometry(tile, rng)
     height, width = tile.inst_map.shape
     targets = hover_targets(turned.inst_map, (height, width), trusted=turned.trusted, keep_border=True)
     taught = shade(outline(turned.image, turned.inst_map), ~turned.trusted)
-    return [augment_colour(turned.image, rng), taught, *(_signed(targets.hv_map[..., i]) for i in range(2))]
+    hv_maps = (_signed(targets.hv_map[..., i]) for i in range(2))
+    named = (f"{names[0]}, augmented", f"{names[1]}; grey: left out", "hv: horizontal", "hv: vertical")
+    pictures = (augment_colour(turned.image, rng), taught, *hv_maps)
+    return [captioned(picture, name) for picture, name in zip(pictures, named, strict=True)]
 
 
 def valid_rows(source: AnnotatedSource) -> list[list[UInt8Array]]:
     """Annotated tiles, plain and outlined."""
     rows = []
     for i in range(min(TILES_SHOWN, len(source.tile_ids))):
-        image, window = middle(source.read_tile(i).image)
-        rows.append([image, outline(image, source.annotation(i).inst_map[window])])
+        tile = source.read_tile(i)
+        image, window = middle(tile.image)
+        drawn = outline(image, source.annotation(i).inst_map[window])
+        rows.append([captioned(image, tile.tile_id), captioned(drawn, "drawn mask")])
     return rows
 
 

@@ -1,5 +1,8 @@
 """The cache of decoded images."""
 
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -25,3 +28,14 @@ def test_cached_pixels_cannot_be_written(tmp_path):
     image = ImageCache(10**6).read(tmp_path / "a.png")
     with pytest.raises(ValueError, match="read-only"):
         image[0] = 1
+
+
+def test_many_threads_may_read_at_once(tmp_path):
+    paths = [tmp_path / f"{k}.png" for k in range(8)]
+    for k, path in enumerate(paths):
+        write_png(path, np.full((20, 20, 3), k, np.uint8))
+    cache = ImageCache(max_bytes=3 * 1200)
+    with ThreadPoolExecutor(8) as pool:
+        read = list(pool.map(lambda k: (k, cache.read(paths[k]).max()), [k % 8 for k in range(400)]))
+    assert all(k == value for k, value in read)
+    assert pickle.loads(pickle.dumps(cache)).read(paths[5]).max() == 5

@@ -1,9 +1,12 @@
 """Own data in folders, through `open_source`."""
 
+import json
 import shutil
 
+import cv2
 import numpy as np
 import pytest
+from scipy.io import savemat
 
 from dataloader.datasets import open_source
 from dataloader.images import write_png
@@ -134,3 +137,49 @@ def test_patches_named_after_one_slide_are_one_group(data_dir):
         (kept.parent / name).write_bytes(kept.read_bytes())
     groups = list(open_source(SETTINGS, str(data_dir)).train.patch_groups)
     assert groups.count("slide7") == 2 and "slide_8_01" in groups
+
+
+def test_outlines_serve_as_labels_and_name_types(data_dir):
+    (data_dir / "labels" / "one.png").unlink()
+    ring = [[10, 5], [20, 5], [20, 15], [10, 15], [10, 5]]
+    nucleus = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}}
+    nucleus["properties"] = {"classification": {"name": "Tumour"}}
+    (data_dir / "labels" / "one.geojson").write_text(json.dumps([nucleus]))
+    expected = np.zeros((40, 50), np.int32)
+    expected[5:15, 10:20] = 1
+    annotation = open_source(SETTINGS, str(data_dir)).train_annotated.annotation(0)
+    np.testing.assert_array_equal(annotation.inst_map, expected)
+    assert annotation.type_map is None
+    typed = DataSettings("folder", mpp=0.5, type_names=("background", "stroma", "tumour"))
+    annotation = open_source(typed, str(data_dir)).train_annotated.annotation(0)
+    np.testing.assert_array_equal(annotation.type_map, 2 * expected)
+    (data_dir / "labels" / "one.geojson").unlink()
+    vertices = "".join(f'<Vertex X="{x - 0.5}" Y="{y - 0.5}"/>' for x, y in ring[:-1])
+    text = f"<Annotations><Annotation><Regions><Region>{vertices}</Region></Regions></Annotation></Annotations>"
+    (data_dir / "labels" / "one.xml").write_text(text)
+    annotation = open_source(SETTINGS, str(data_dir)).train_annotated.annotation(0)
+    np.testing.assert_array_equal(annotation.inst_map, expected)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".npy", ".mat"])
+def test_label_maps_of_every_format_serve(data_dir, suffix):
+    label = data_dir / "labels" / "one.png"
+    inst_map = cv2.imread(str(label), cv2.IMREAD_UNCHANGED)
+    label.unlink()
+    path = label.with_suffix(suffix)
+    if suffix == ".npy":
+        np.save(path, inst_map)
+    elif suffix == ".mat":
+        savemat(path, {"inst_map": inst_map})
+    else:
+        cv2.imwrite(str(path), inst_map)
+    annotation = open_source(SETTINGS, str(data_dir)).train_annotated.annotation(0)
+    np.testing.assert_array_equal(annotation.inst_map, inst_map)
+
+
+def test_patches_of_one_patient_are_one_group(data_dir):
+    kept = data_dir / "patches" / "positive" / "a.png"
+    for name in ("TCGA-A7-A13E-01Z-00-DX1_3.png", "TCGA-A7-A13E-01A_9.png", "TCGA-A7-A13F_1.png"):
+        (kept.parent / name).write_bytes(kept.read_bytes())
+    groups = list(open_source(SETTINGS, str(data_dir)).train.patch_groups)
+    assert groups.count("TCGA-A7-A13E") == 2 and groups.count("TCGA-A7-A13F") == 1

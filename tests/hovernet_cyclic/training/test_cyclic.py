@@ -30,7 +30,8 @@ import config, run_train
 def opened_labels(data_dir):
     paths = [os.path.relpath(path, data_dir).split(os.sep) for path in seen if path.startswith(data_dir)]
     assert any(path[-1].endswith(".png") for path in paths), "the hook saw no image opened: it proves nothing"
-    return ["/".join(path) for path in paths if "labels" in path]
+    masks = {"labels", "Labels", "masks", "mask", "Instance_mask", ".converted"}
+    return ["/".join(path) for path in paths if masks & set(path)]
 
 def run(recipe, data_dir, log_dir, cycles, *options):
     small = config.RECIPES[recipe]()
@@ -44,9 +45,12 @@ def run(recipe, data_dir, log_dir, cycles, *options):
     return opened_labels(data_dir)
 
 if __name__ == "__main__":
-    own, bench, logs = sys.argv[1:]
+    own, bench, paper, logs = sys.argv[1:]
     found = {"own": run("folder", own, logs + "/own", 2)}
     found["bench"] = run("benchmark", bench, logs + "/bench", 1, "--no_scores")
+    found["monusac"] = run("monusac", paper, logs + "/monusac", 1)
+    for name in ("ccrcc", "consep"):
+        found[name] = run(name, paper, logs + "/" + name, 1, "--no_scores")
 
     # one planted line, in the middle of training
     from hovernet_cyclic.training import cyclic
@@ -61,6 +65,13 @@ if __name__ == "__main__":
     from dataloader.label_files import read_label_map
     read_label_map(own + "/valid/labels/valid_00.png")
     found["reader"] = [path for path in seen if "/labels/" in path]
+
+    from dataloader.datasets import open_source
+    for name in ("monusac", "ccrcc", "consep"):
+        splits = open_source(config.RECIPES[name]().data, paper)
+        seen.clear()
+        next(iter(splits.test.values())).annotation(0)
+        found["reader of " + name] = opened_labels(paper)
     print(json.dumps(found))
 """
 
@@ -75,20 +86,24 @@ def assert_same():
     return same
 
 
-def test_an_image_level_run_opens_no_label_file(own_data, bench_data, tmp_path):
+def test_an_image_level_run_opens_no_label_file(own_data, bench_data, paper_data, tmp_path):
     script = tmp_path / "audited.py"
     script.write_text(AUDITED)
-    command = [sys.executable, str(script), str(own_data), str(bench_data), str(tmp_path / "logs")]
+    command = [sys.executable, str(script), str(own_data), str(bench_data), str(paper_data)]
+    command.append(str(tmp_path / "logs"))
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["own"] == [] and found["bench"] == []
+    assert all(found[name] == [] for name in ("own", "bench", "monusac", "ccrcc", "consep"))
     assert set(found["planted"]) == {"valid/labels/valid_00.png"}, "a run that opens one must be caught"
-    assert found["reader"], "the toolkit's own reader must be visible to the hook"
+    readers = ("reader", "reader of monusac", "reader of ccrcc", "reader of consep")
+    assert all(found[name] for name in readers), "the toolkit's own readers must be visible to the hook"
     # the scores did come from the drawn masks: in a process of their own
     scores = json.loads((tmp_path / "logs" / "own" / "scores.json").read_text())
     assert set(scores) == {"valid", "test"} and set(scores["valid"]) == {"cycle 1", "cycle 2"}
+    scores = json.loads((tmp_path / "logs" / "monusac" / "scores.json").read_text())
+    assert set(scores) == {"same_organ", "different_organ"}
 
 
 @pytest.mark.parametrize("fate", ["garbage", "deleted"])

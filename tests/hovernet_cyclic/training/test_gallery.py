@@ -5,10 +5,13 @@ import numpy as np
 from dataloader.images import read_rgb
 from hovernet_cyclic.core.types import ActivationMap, ImageTile, PseudoMask, RawMaps
 from hovernet_cyclic.training.gallery import (
+    CAPTION,
     CROP,
     GAP,
+    LONGEST_CAPTION,
     MOST_ROWS,
     OUTLINE,
+    captioned,
     heat,
     middle,
     outline,
@@ -54,8 +57,21 @@ def test_heat_has_one_scale_for_every_tile():
 
 def test_a_sheet_takes_pictures_of_any_size():
     page = sheet([[grey(10, 20), grey(30, 5)], [grey(4, 4)]])
-    assert page.shape == (2 * (30 + GAP), 2 * (20 + GAP), 3)
+    assert page.shape == (30 + GAP + 4 + GAP, 20 + GAP + 5 + GAP, 3)
+    assert (page[:30, 20 + GAP : -GAP] == 100).all() and (page[:, -GAP:] == 255).all()
     assert (page[:10, :20] == 100).all() and (page[10:36, :20] == 255).all()
+    assert (page[36:40, :4] == 100).all() and (page[36:, 4:] == 255).all()
+
+
+def test_a_caption_is_never_cut_by_its_picture():
+    short, long, longest = (captioned(grey(40, 60), text) for text in ("ä", "a" * 40, "a" * 99))
+    assert short.shape == (40 + CAPTION, 60, 3)
+    assert (
+        longest.shape == captioned(grey(40, 60), "a" * LONGEST_CAPTION).shape and 60 < long.shape[1] < longest.shape[1]
+    )
+    for picture in (short, long, longest):
+        assert (picture[:40, :60] == 100).all() and (picture[:40, 60:] == 255).all() and (picture[40:] < 200).any()
+        assert (picture[-1] == 255).all() and (picture[40:, -2:] == 255).all(), "letters reach over the edge"
 
 
 class Blind:

@@ -1,0 +1,23 @@
+"""How the scripts end, and what they open."""
+
+import os
+import sys
+from pathlib import Path
+
+from hovernet_cyclic import command_line
+
+
+def test_a_screen_is_used_where_there_is_one_and_a_person_in_front_of_it(tmp_path, monkeypatch):
+    (tmp_path / "xdg-open").write_text(f"#!/bin/sh\necho \"$1\" > '{tmp_path}/opened'\n")
+    (tmp_path / "xdg-open").chmod(0o755)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("DISPLAY", ":9")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    assert not command_line.open_on_screen(Path("sheet.png")), "output goes to no terminal"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    processes = []
+    monkeypatch.setattr(command_line.subprocess, "Popen", lambda *args, **more: processes.append(args[0]))
+    assert command_line.open_on_screen(Path("sheet.png")) and processes == [["xdg-open", "sheet.png"]]
+    monkeypatch.delenv("DISPLAY")
+    assert not command_line.open_on_screen(Path("sheet.png"))

@@ -1,0 +1,117 @@
+"""--check_data: everything is read once, what is wrong is named, and a leak makes it fail."""
+
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+import run_train
+from dataloader.datasets import open_source
+from dataloader.images import read_rgb, write_png
+from hovernet_cyclic.core.settings import DataSettings
+from hovernet_cyclic.training.check_data import check_data, describe
+
+CCRCC = DataSettings("ccrcc", type_names=("background", "grade 1", "grade 2", "grade 3", "endothelial"))
+
+
+@pytest.fixture
+def checked(capsys):
+    """checked(recipe, folder) -> exit code and what was printed."""
+
+    def run(recipe, folder):
+        code = run_train.main([f"--recipe={recipe}", f"--data_dir={folder}", "--check_data"])
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err
+        return code, printed.out or printed.err
+
+    return run
+
+
+def test_sound_data_is_counted(checked, paper_data):
+    code, text = checked("monusac", paper_data)
+    assert code == 0 and text.splitlines()[-1] == "sound"
+    assert "patches: 32\n  px: 48 x 48 (32)\n  um/px: 0.25\n  labels: nucleus 16 (50%), no nucleus 16 (50%)" in text
+    counts = [len(list(paper_data.glob(f"MoNuSACGT/*/{name}*/masks/*"))) for name in ("TCGA-A7", "TCGA-HE")]
+    assert f"train: 2 tiles\n  px: 128 x 128 (2)\n  um/px: 0.25\n  nuclei: {sum(counts)}, {min(counts)} to" in text
+    assert "leaks between splits: none" in text and "cannot be read: none" in text
+
+
+def test_types_are_counted_by_the_names_of_the_set(paper_data):
+    report = check_data(open_source(CCRCC, str(paper_data)))
+    (valid,) = report.groups["valid"]
+    inst_map = open_source(CCRCC, str(paper_data)).valid.annotation(0).inst_map
+    ids = np.unique(inst_map)[1:]
+    assert valid.nuclei == {kind: int((ids % 4 + 1 == kind).sum()) for kind in np.unique(ids % 4 + 1)}
+    assert report.sound and "endothelial" in describe(report, CCRCC, "x")
+
+
+def test_a_picture_in_two_splits_is_a_leak(checked, paper_data):
+    shutil.copy(
+        next((paper_data / "ccrcccrop" / "Train" / "Images").iterdir()),
+        next((paper_data / "ccrcccrop" / "Test" / "Images").iterdir()),
+    )
+    code, text = checked("ccrcc", paper_data)
+    assert code == 1 and "NOT sound" in text.splitlines()[-1]
+    assert "leaks between splits: 1\n  one picture in several splits: train tile_00 = test test_00" in text
+
+
+def test_a_training_patch_that_is_a_test_image_is_a_leak_whatever_its_format(checked, paper_data):
+    (image,) = (paper_data / "consepcrop" / "Test" / "Images").iterdir()
+    cv2.imwrite(str(paper_data / "MyNP" / "positive" / "copied.bmp"), read_rgb(image)[..., ::-1])
+    code, text = checked("consep", paper_data)
+    assert code == 1 and "patches positive/copied = test test_00" in text
+
+
+def test_a_patch_under_both_labels_is_a_contradiction(checked, paper_data):
+    patch = next((paper_data / "MyNP" / "positive").iterdir())
+    shutil.copy(patch, paper_data / "MyNP" / "negative" / "again.png")
+    shutil.copy(patch, paper_data / "MyNP" / "positive" / "copy.png")
+    code, text = checked("consep", paper_data)
+    assert code == 1 and "under both labels: 1" in text and "copies within a split: 2" in text
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_is_counted(checked, paper_data):
+    mat = next((paper_data / "ccrcccrop" / "Valid" / "Labels").iterdir())
+    mat.write_bytes(mat.read_bytes()[:100])
+    image = next((paper_data / "ccrcccrop" / "Valid" / "Images").iterdir())
+    shutil.copy(image, next((paper_data / "ccrcccrop" / "Test" / "Images").iterdir()))
+    patch = next((paper_data / "MyNP" / "negative").iterdir())
+    patch.write_bytes(b"no image")
+    code, text = checked("ccrcc", paper_data)
+    assert code == 1 and "cannot be read: 2" in text and str(mat) in text and str(patch) in text
+    assert "patches: 31" in text and "test: 1 tile\n" in text
+    assert "valid valid_00 = test test_00" in text, "a picture without a readable mask is compared all the same"
+
+
+def test_overlaps_and_masks_without_nuclei_are_noted(checked, paper_data):
+    masks = paper_data / "MoNuSACGT" / "stage1_train" / "TCGA-KB-A93J-01A-01-TS1" / "masks"
+    write_png(masks / "999.png", np.full((128, 128), 255, np.uint8))
+    write_png(masks / "1000.png", np.zeros((128, 128), np.uint8))
+    code, text = checked("monusac", paper_data)
+    assert code == 0
+    assert "note: TCGA-KB-A93J-01A-01-TS1: 1 of" in text and "masks hold no nucleus" in text
+    assert "to smaller ones that overlap them" in text
+    for path in masks.iterdir():
+        write_png(path, np.zeros((128, 128), np.uint8))
+    assert "without any nucleus: TCGA-KB-A93J-01A-01-TS1" in checked("monusac", paper_data)[1]
+
+
+def test_patients_on_both_sides_are_said(checked, paper_data):
+    patch = next((paper_data / "MyNP" / "positive").iterdir())
+    patch.rename(patch.with_name("TCGA-KB-A93J-01A_17.png"))
+    code, text = checked("monusac", paper_data)
+    assert code == 0 and "TCGA-KB-A93J in different_organ, patches" in text
+
+
+def test_data_that_cannot_be_opened_is_one_sentence(checked, tmp_path):
+    code, text = checked("monusac", tmp_path)
+    assert code == 2 and len(text.splitlines()) == 1
+
+
+def test_nothing_is_written_but_the_cache(checked, paper_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.rglob("*"))
+    checked("monusac", paper_data)
+    made = {path.relative_to(tmp_path).parts[2] for path in set(tmp_path.rglob("*")) - before}
+    assert made == {".converted"}
