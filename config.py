@@ -112,6 +112,23 @@ def original() -> TrainRecipe:
     )
 
 
+def hovernet() -> TrainRecipe:
+    """HoVer-Net's own training, on drawn masks of a folder of your own: tiles/ and labels/. Give it a GPU.
+
+    The paper starts from ImageNet: name such weights in net.pretrained, and give the decoders some `frozen_steps` first.
+    """
+    return TrainRecipe(
+        name="hovernet",
+        data=DataSettings(reader="folder", mpp=0.25),
+        supervision="masks",
+        net=NetSettings(mode="fast", pretrained=None),
+        back_end=BackEndSettings(
+            steps=6000, batch_size=16, patch_shape=(164, 164), learning_rate=3e-4, hv_weight=1.0, frozen_steps=0
+        ),
+        num_cycles=1,
+    )
+
+
 def custom() -> TrainRecipe:
     """Yours to edit."""
     return TrainRecipe(name="custom", data=DataSettings(reader="folder", mpp=0.25))
@@ -129,5 +146,6 @@ RECIPES: dict[str, Callable[[], TrainRecipe]] = {
     "consep": consep,
     "fast": fast,
     "original": original,
+    "hovernet": hovernet,
     "custom": custom,
 }

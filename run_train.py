@@ -10,7 +10,8 @@ Options:
   -h --help          Show this text.
   --version          Show the version.
   --recipe=<name>    A function of config.py: demo, folder, benchmark, monusac, ccrcc, consep, fast, original, custom;
-                     benchmark_mixed, benchmark_masks and consep_types learn from drawn masks too. [default: demo]
+                     benchmark_mixed, benchmark_masks, consep_types and hovernet learn from drawn masks.
+                     [default: demo]
   --data_dir=<dir>   Folder of the data. The demo draws its own there. [default: datasets]
   --log_dir=<dir>    Folder of this run; logs/<recipe> if not given.
   --gpu=<ids>        Comma list such as 0,1, or cpu. GPUs if there are any, else the CPU, if not given.
