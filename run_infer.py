@@ -213,7 +213,7 @@ def segmenters_of(loaded: LoadedNetwork, devices: Sequence[Device], batch_size: 
 
     nets = [loaded.net, *(copy.deepcopy(loaded.net) for _ in devices[1:])]
     return [
-        NetworkSegmenter(net, loaded.mode, device.torch_device, batch_size, device.dtype)
+        NetworkSegmenter(net, loaded.mode, device.torch_device, batch_size, device.dtype, frozen=True)
         for net, device in zip(nets, devices, strict=True)
     ]
 
