@@ -118,7 +118,8 @@ def _markers(regions: Regions, edges: FloatArray, largest_hole: int) -> tuple[In
     """
     nuclei = regions.numbers > 0
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
-    opened = cv2.morphologyEx(_fill_holes(nuclei & (edges < EDGE), largest_hole), cv2.MORPH_OPEN, disc)
+    filled = _fill_holes(nuclei & (edges < EDGE), largest_hole)
+    opened = np.asarray(cv2.morphologyEx(filled, cv2.MORPH_OPEN, disc), np.uint8)
     np.subtract(1.0, edges, out=edges)
     edges *= nuclei
     heights = np.asarray(cv2.GaussianBlur(edges, (3, 3), 0), dtype=edges.dtype)
@@ -128,7 +129,7 @@ def _markers(regions: Regions, edges: FloatArray, largest_hole: int) -> tuple[In
 def _fill_holes(mask: BoolArray, largest: int) -> UInt8Array:
     """The mask and what it encloses, up to `largest` px a hole: what is outside reaches the border of the tile."""
     filled = mask.view(np.uint8)
-    outside = _regions((~mask).view(np.uint8), 1)
+    outside = _regions(np.logical_not(mask).view(np.uint8), 1)
     left, top, width, height = outside.boxes.T
     rows, columns = mask.shape
     inner = (left > 0) & (top > 0) & (left + width < columns) & (top + height < rows)
