@@ -115,7 +115,7 @@ def original() -> TrainRecipe:
 def hovernet() -> TrainRecipe:
     """HoVer-Net's own training, on drawn masks of a folder of your own: tiles/ and labels/. Give it a GPU.
 
-    The paper starts from ImageNet: name such weights in net.pretrained, and give the decoders some `frozen_steps` first.
+    The paper starts from ImageNet: name such weights in net.pretrained, and some `frozen_steps` for the decoders first.
     """
     return TrainRecipe(
         name="hovernet",
