@@ -1,0 +1,187 @@
+"""Slide mode: windows through the network, tiles through post-processing, records to the journal, files at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dataloader.slides import SlideView
+from hovernet_cyclic.core.errors import SlideError, UnreadableRegionError
+from hovernet_cyclic.core.geometry import grow, intersect, within
+from hovernet_cyclic.core.types import Box, Pixels, UInt8Array
+from infer.clusters import REACH, find_clusters
+from infer.journal import Journal, Key
+from infer.plain_engine import Outcome, TileJob, WindowSegmenter, Work, finish_all, through_networks
+from infer.slide_finish import SlideFinisher, SlideKey
+from infer.slide_plan import BLOCK, MARGIN, PlannedTile, SlidePlan
+from infer.slide_record import OpenCluster, RecordHead, head_of, read_head, with_unreadable
+from infer.strips import Piece, Strips, join
+
+_PART = 256  # px: where a window cannot be read, it is tried in squares of this size
+GROWTH = 256  # px that a cut-out grows by where it does not yet hold a cluster
+
+
+class Progress(NamedTuple):
+    """What a tile's end tells. done, total: tiles. nuclei: so far."""
+
+    done: int
+    total: int
+    nuclei: int
+
+
+@dataclass
+class SlideRun:
+    """One slide on its way through the network.
+
+    readers: threads that read ahead. workers: processes that post-process, 0 for none apart. largest: px of the largest
+    cut-out that is post-processed at once. told: is called after each tile.
+    """
+
+    plan: SlidePlan
+    segmenters: Sequence[WindowSegmenter]
+    finisher: SlideFinisher
+    journal: Journal
+    readers: int = 1
+    workers: int = 0
+    largest: int = 4096**2
+    told: Callable[[Progress], None] = lambda _: None
+    _unreadable: dict[Key, tuple[Box, ...]] = field(default_factory=dict)
+
+    def segment(self) -> None:
+        """Do what the journal does not hold yet. Raises SlideError or OSError; what is done by then is kept."""
+        done = {key for key in self.journal.keys() if key.kind == 0}
+        nuclei = sum(head_of(self.journal, key).nuclei for key in done)
+        wanted = self.plan.wanted
+        todo = [tile for tile in wanted if tile.key not in done]
+        count = len(wanted) - len(todo)
+        for outcome in finish_all(self._tile_jobs(todo), self.finisher, self.workers):
+            nuclei += self._record(outcome)
+            count += 1
+            self.told(Progress(count, len(wanted), nuclei))
+        for outcome in finish_all(self._cluster_jobs(), self.finisher, self.workers):
+            nuclei += self._record(outcome)
+            self.told(Progress(count, len(wanted), nuclei))
+
+    def _record(self, outcome: Outcome) -> int:
+        if outcome.failure is not None:
+            raise SlideError(outcome.failure)
+        assert isinstance(outcome.key, SlideKey)
+        content: bytes = outcome.result
+        boxes = self._unreadable.pop(outcome.key.key, ())
+        self.journal.append(outcome.key.key, with_unreadable(content, boxes) if boxes else content)
+        return read_head(content).nuclei
+
+    def _tile_jobs(self, todo: list[PlannedTile]) -> Iterator[TileJob | Outcome]:
+        """The tiles' cut-outs, each as soon as the last window that it needs is there."""
+        windows = self.plan.windows_for(todo)
+        works = (Work(tile.key, partial(self._load, tile)) for tile in self.plan.tiles if tile.key in windows)
+        answers = iter(through_networks(works, self.segmenters, self.readers))
+        strips = Strips(self.journal.folder / "strips", 2 * MARGIN)
+        waiting = {tile.key for tile in todo}
+        for tile in self.plan.tiles:
+            pieces = strips.before(tile.key.row, tile.key.column)
+            if tile.key in windows:
+                answer = next(answers)
+                if isinstance(answer, Outcome):
+                    yield answer
+                    return
+                piece = Piece(answer.box, answer.image, self.plan.active.only(answer.raw, answer.box))
+                strips.keep(tile.key.row, tile.key.column, piece)
+                pieces.append(piece)
+            if tile.key in waiting:
+                key = SlideKey(tile.key, (tile.tile.own,))
+                joined = join(pieces, tile.tile.read)
+                yield TileJob(key, joined.image, joined.raw, tile.tile.read)
+
+    def _load(self, tile: PlannedTile) -> Pixels:
+        """A window and what the network sees round it. What cannot be read is white, and named in the tile's record."""
+        pixels, unreadable = load_window(self.plan.view, tile.tile.window, self.segmenters[0].margin)
+        if unreadable:
+            self._unreadable[tile.key] = unreadable
+        return pixels
+
+    def _cluster_jobs(self) -> Iterator[TileJob | Outcome]:
+        """A cut-out for each cluster that no tile held whole."""
+        for i, cluster in enumerate(open_clusters(self.journal)):
+            key = Key(1, i, 0)
+            if key not in self.journal:
+                yield self._cluster_job(key, cluster)
+
+    def _cluster_job(self, key: Key, cluster: OpenCluster) -> TileJob:
+        whole_box = Box(0, 0, *self.plan.view.shape)
+        seen, growth = cluster.seen, GROWTH
+        while True:
+            piece = self._piece(grow(seen, growth, within=whole_box))
+            clusters = find_clusters(piece.raw.np_prob, piece.box, self.plan.view.shape)
+            number = clusters.numbers[cluster.seed[0] - piece.box.top, cluster.seed[1] - piece.box.left]
+            found = clusters.boxes[number]
+            seen = Box(
+                found.top + piece.box.top,
+                found.left + piece.box.left,
+                found.bottom + piece.box.top,
+                found.right + piece.box.left,
+            )
+            needed = grow(seen, REACH, within=whole_box)
+            if not clusters.is_open[number]:
+                piece = join([piece], needed)
+                break
+            if piece.box.height * piece.box.width >= self.largest:
+                break
+            growth *= 2
+        return TileJob(SlideKey(key, (cluster.own,), (cluster.seed,)), piece.image, piece.raw, piece.box)
+
+    def _piece(self, box: Box) -> Piece:
+        """The maps of a box, asked for anew."""
+        aligned = box._replace(top=box.top // BLOCK * BLOCK, left=box.left // BLOCK * BLOCK)
+        pixels, _ = load_window(self.plan.view, aligned, self.segmenters[0].margin)
+        raw = self.plan.active.only(self.segmenters[0].raw_maps_of(pixels), aligned)
+        return Piece(aligned, pixels.image[within(aligned, pixels.box)], raw)
+
+
+def open_clusters(journal: Journal) -> list[OpenCluster]:
+    """The clusters that tiles left open, by place."""
+    heads = [head_of(journal, key) for key in journal.keys() if key.kind == 0]
+    return sorted(cluster for head in heads for cluster in head.open_clusters)
+
+
+def all_heads(journal: Journal) -> dict[Key, RecordHead]:
+    """The heads of all records."""
+    return {key: head_of(journal, key) for key in journal.keys()}
+
+
+def load_window(view: SlideView, window: Box, margin: int) -> tuple[Pixels, tuple[Box, ...]]:
+    """A window with `margin` px round it, and the boxes in it, px of the view, that cannot be read and are white."""
+    whole_box = Box(0, 0, *view.shape)
+    box = grow(window, margin, within=whole_box)
+    try:
+        return Pixels(view.read(box), box, view.shape, window), ()
+    except UnreadableRegionError:
+        image, unreadable = _in_parts(view, box)
+    named = tuple(part for one in unreadable if (part := intersect(one, window)) is not None)
+    return Pixels(image, box, view.shape, window), named
+
+
+def _in_parts(view: SlideView, box: Box) -> tuple[UInt8Array, list[Box]]:
+    """The box read square by square, of one grid for the whole slide; those that fail are white."""
+    image = np.full((box.height, box.width, 3), 255, np.uint8)
+    failed = []
+    for top in range(box.top // _PART * _PART, box.bottom, _PART):
+        for left in range(box.left // _PART * _PART, box.right, _PART):
+            square = Box(top, left, min(top + _PART, view.shape[0]), min(left + _PART, view.shape[1]))
+            part = intersect(square, box)
+            assert part is not None
+            try:
+                image[within(part, box)] = view.read(square)[within(part, square)]
+            except UnreadableRegionError:
+                failed.append(part)
+    return image, failed
+
+
+def journal_folder(cache: Path, name: str) -> Path:
+    """Where a slide's journal lies."""
+    return cache / name
