@@ -64,6 +64,11 @@ class TissueMask:
         columns = ((x + 0.5) * (self.mask.shape[1] / self.size[1])).astype(int).clip(0, self.mask.shape[1] - 1)
         return np.asarray(self.mask[rows, columns])
 
+    def share_in(self, box: Box) -> float:
+        """Share of a box, px of the view, that is tissue."""
+        part = self._bounds(box)
+        return float(self.mask[part.top : part.bottom, part.left : part.right].mean())
+
     @property
     def share(self) -> float:
         """Share of the slide's area that is tissue."""

@@ -132,7 +132,6 @@ def _bands(plan: SlidePlan, journal: Journal, heads: dict[Key, RecordHead]) -> I
 def _summary(plan: SlidePlan, heads: dict[Key, RecordHead], identity: Mapping[str, Any]) -> dict[str, Any]:
     """What is known of a slide before its nuclei are written."""
     view, scale = plan.view, Level0(*plan.view.scale_to_level0)
-    pixel_mm2 = view.mpp[0] * view.mpp[1] / 1e6
     unreadable = [box for head in heads.values() for box in head.unreadable]
     return {
         "slide": plan.reader.path,
@@ -144,10 +143,16 @@ def _summary(plan: SlidePlan, heads: dict[Key, RecordHead], identity: Mapping[st
         "mpp_from": plan.scale.source,
         "read": {"level": view.level, "mpp": list(view.mpp), "resampled": view.factors != (1.0, 1.0)},
         "tissue_share": None if plan.tissue is None else round(plan.tissue.share, 6),
-        "slide_mm2": round(view.shape[0] * view.shape[1] * pixel_mm2, 6),
+        "tissue_mm2": round(_counted_mm2(plan), 6),
         "unreadable": sorted(_level0_box(box, scale) for box in unreadable),
         "identity": json.loads(json.dumps(identity)),
     }
+
+
+def _counted_mm2(plan: SlidePlan) -> float:
+    """mm2 where nuclei count: of tissue within the region."""
+    area = plan.region.height * plan.region.width * plan.view.mpp[0] * plan.view.mpp[1] / 1e6
+    return area if plan.tissue is None else area * plan.tissue.share_in(plan.region)
 
 
 def _level0_box(box: Any, scale: Level0) -> list[int]:

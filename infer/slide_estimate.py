@@ -1,0 +1,109 @@
+"""How much memory, disk and time slides will take."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hovernet_cyclic.core.errors import RecipeError
+from hovernet_cyclic.core.types import Box, Pixels
+from infer.plain_engine import WindowSegmenter
+from infer.slide_plan import BLOCK, MARGIN, SlidePlan
+
+GIB = 1 << 30
+USUAL_WINDOW = 2048  # px
+SMALLEST_WINDOW = 512
+# Measured with benchmarks/slides.py (docs/slides.md).
+BASE_BYTES = 0.7 * GIB  # the interpreter, torch and a network of the size of 'small' with its activations
+WORKER_BYTES = 0.25 * GIB
+BYTES_OF_MAPS = 15  # a pixel: image, probability, hv
+BYTES_OF_POST_PROC = 90  # a pixel of the cut-out that is post-processed
+WINDOWS_IN_MEMORY = 4  # being read, in the network, waiting, joined
+BYTES_OF_NUCLEUS = 1600  # in all files and the journal
+NUCLEI_PER_MM2 = 4000  # of tissue: dense
+TYPICAL_NUCLEI_PER_MM2 = 2500
+
+
+def memory_bytes(window: int, nr_types: int, workers: int) -> float:
+    """Estimate of the peak resident memory of a run. nr_types: 0 for none. workers: processes of their own."""
+    maps = BYTES_OF_MAPS + (1 + 2 * nr_types if nr_types else 0)
+    cut_out = (window + 2 * MARGIN) ** 2
+    jobs = max(1, 2 * workers)
+    held = cut_out * maps * (WINDOWS_IN_MEMORY + jobs)
+    return BASE_BYTES + held + max(1, workers) * cut_out * BYTES_OF_POST_PROC + workers * WORKER_BYTES
+
+
+def choose_window(asked: int | None, most_gib: float | None, nr_types: int, workers: int) -> int:
+    """px a side of a window: as asked, or as large as memory allows, in whole blocks.
+
+    Raises RecipeError where no window fits `most_gib`. The result does not depend on it, only speed.
+    """
+    if asked is not None:
+        window = max(BLOCK * math.ceil(asked / BLOCK), SMALLEST_WINDOW)
+        choices = [window]
+    else:
+        choices = [size for size in range(USUAL_WINDOW, SMALLEST_WINDOW - 1, -256)]
+    for window in choices:
+        needed = memory_bytes(window, nr_types, workers)
+        if most_gib is None or needed <= most_gib * GIB:
+            return window
+    raise RecipeError(
+        f"--max_memory={most_gib:g} is too small: {needed / GIB:.1f} GiB are needed at least; give more, or a smaller "
+        "--tile_shape, or fewer --nr_post_proc_workers."
+    )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one slide. windows: for the network. mm2: of tissue. disk: bytes. seconds: of the network alone."""
+
+    windows: int
+    mm2: float
+    disk: int
+    seconds: float
+
+
+def estimate(plan: SlidePlan, seconds_per_megapixel: float) -> Estimate:
+    """What a slide will take."""
+    windows = plan.windows_for(plan.wanted)
+    boxes = [tile.tile.window for tile in plan.tiles if tile.key in windows]
+    pixels = sum(box.height * box.width for box in boxes)
+    pixel_mm2 = plan.view.mpp[0] * plan.view.mpp[1] / 1e6
+    share = 1.0 if plan.tissue is None else plan.tissue.share
+    mm2 = min(plan.view.shape[0] * plan.view.shape[1] * share, pixels) * pixel_mm2
+    disk = int(mm2 * TYPICAL_NUCLEI_PER_MM2 * BYTES_OF_NUCLEUS)
+    return Estimate(len(boxes), mm2, disk, pixels / 1e6 * seconds_per_megapixel)
+
+
+def time_network(segmenters: Sequence[WindowSegmenter]) -> float:
+    """Seconds per megapixel, of one megapixel or so of noise, warmed up; devices work at the same time."""
+    side = 1024
+    image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    box = Box(0, 0, side, side)
+    pixels = Pixels(image, box, (side, side), box)
+    segmenters[0].raw_maps_of(Pixels(image[:256, :256], Box(0, 0, 256, 256), (256, 256), Box(0, 0, 256, 256)))
+    begin = time.perf_counter()
+    segmenters[0].raw_maps_of(pixels)
+    return (time.perf_counter() - begin) / (side * side / 1e6) / len(segmenters)
+
+
+def duration(seconds: float) -> str:
+    """'45 s', '12 min' or '3.4 h'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def size(count: float) -> str:
+    """'12 MB' or '3.4 GB'."""
+    return f"{count / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"
+
+
+def cache_of(output_dir: Path, cache_path: str | None) -> Path:
+    """Where journals lie."""
+    return Path(cache_path) if cache_path else output_dir / ".journal"
