@@ -40,7 +40,7 @@ from hovernet_cyclic.core.errors import CheckpointError, HoverNetCyclicError, Re
 
 if TYPE_CHECKING:
     from hovernet_cyclic.core.settings import TrainRecipe
-    from infer.slides import SlideFiles, SlideSettings
+    from infer.slides import SlideFiles
     from infer.tile import Summary, TileFiles
     from infer.type_info import TypeInfo
     from models.checkpoint import LoadedNetwork
@@ -75,13 +75,13 @@ Usage:
 
 Options, which follow the mode (others stand before it, see: run_infer.py --help):
   -h --help               Show this text.
-  --input_dir=<dir>       Slides: SVS, NDPI, MRXS, SCN, BIF, DICOM, TIFF, OME-TIFF, OME-Zarr, PNG, JPEG. A single one will
-                          do, and for TIFF and OME-Zarr an address (s3://, gs://, https://).
+  --input_dir=<dir>       Slides: SVS, NDPI, MRXS, SCN, BIF, DICOM, TIFF, OME-TIFF, OME-Zarr, PNG, JPEG. A single one
+                          will do, and for TIFF and OME-Zarr an address (s3://, gs://, https://).
   --output_dir=<dir>      Made if need be.
   --cache_path=<dir>      Where unfinished work is kept; OUTPUT/.journal if not given.
   --mpp=<x>               um/px of the slides' finest level, for slides that do not say it, or say it wrongly.
   --proc_mag=<n>          Magnification to work at, for networks of hover_net, which do not say it; 40 if not given.
-  --input_mask_dir=<dir>  Where nuclei are wanted: NAME.png (0: not here) or NAME.geojson (drawn in QuPath) for each slide.
+  --input_mask_dir=<dir>  Where nuclei are wanted, for each slide: NAME.png (0: not here) or NAME.geojson (of QuPath).
   --whole_slide           Look for no tissue: work on all of the slide.
   --region=<x,y,w,h>      Only this part, in px of the finest level.
   --tile_shape=<px>       Side of what is worked on at once; 2048, or less by --max_memory, if not given.

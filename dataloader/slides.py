@@ -84,7 +84,7 @@ def slide_scale(reader: SlideReader, given: float | None = None) -> SlideScale:
         guess = UM_OF_MAGNIFICATION_1 / reader.magnification
         return SlideScale((guess, guess), "magnification")
     raise SlideError(
-        f"{reader.path} does not say how large its pixels are: add --mpp=<um/px of its finest level>, such as --mpp=0.25."
+        f"{reader.path} does not say how large its pixels are: add --mpp=<um/px of its finest level>, as --mpp=0.25."
     )
 
 

@@ -23,13 +23,13 @@ class TissueSettings:
     """How tissue is told from glass, all lengths in um.
 
     mpp: um/px of the mask. blur_um: side of the median that levels grain. least_chroma, most_chroma: Otsu's threshold
-    of the chroma (largest minus least of R, G, B; 0..255) is held between these, as a slide of nothing but tissue, or of
-    nothing but glass, has no two classes. close_um: gaps up to this are closed. least_um2: smaller specks are dust.
+    of the chroma (largest minus least of R, G, B; 0..255) is held between these, as a slide of nothing but tissue, or
+    of nothing but glass, has no two classes. close_um: gaps up to this are closed. least_um2: smaller specks are dust.
     largest_hole_um2: smaller holes in tissue are filled. margin_um: the mask is widened by this.
     """
 
     mpp: float = 8.0
-    blur_um: float = 40.0
+    blur_um: float = 24.0
     least_chroma: int = 10
     most_chroma: int = 40
     close_um: float = 48.0

@@ -1,8 +1,8 @@
 """Which nuclei of a cut-out are what they would be on the whole slide.
 
-Post-processing 'local' decides a nucleus by its cluster: the connected region of nucleus pixels, its small holes filled,
-and a few pixels round it. Where a cluster lies whole inside the cut-out, its nuclei are those of the slide; where the
-cut-out's edge may cut it, it is open, and its nuclei are to be asked of a cut-out that holds all of it.
+Post-processing 'local' decides a nucleus by its cluster: the connected region of nucleus pixels, its small holes
+filled, and a few pixels round it. Where a cluster lies whole inside the cut-out, its nuclei are those of the slide;
+where the cut-out's edge may cut it, it is open, and its nuclei are to be asked of a cut-out that holds all of it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REACH = LOCAL_KSIZE // 2 + 3
 
 
 class Clusters(NamedTuple):
-    """numbers: int32 (H, W), 0 background. boxes: by number, px of the cut-out ([0] is of no meaning). is_open: by number."""
+    """numbers: int32 (H, W), 0 background. By number: boxes, px of the cut-out, and is_open. [0] is of no meaning."""
 
     numbers: Int32Array
     boxes: list[Box]
@@ -30,8 +30,8 @@ class Clusters(NamedTuple):
 def find_clusters(np_prob: Float32Array, box: Box, whole: tuple[int, int]) -> Clusters:
     """The clusters of a cut-out. np_prob: float32 (H, W). box: of the cut-out in px of the whole, which is (H, W) px.
 
-    Enclosed background is filled also where the cut-out's edge encloses it, as it may be a hole: no two clusters are told
-    apart that the whole slide would join.
+    Enclosed background is filled also where the cut-out's edge encloses it, as it may be a hole: no two clusters are
+    told apart that the whole slide would join.
     """
     nuclei = np.asarray(np_prob >= NUCLEUS_PROB)
     _, outside, stats, _ = cv2.connectedComponentsWithStats((~nuclei).astype(np.uint8), connectivity=4)
@@ -65,7 +65,7 @@ def _inside(inner: Box, outer: Box) -> bool:
 
 
 def first_pixel(clusters: Clusters, number: int, np_prob: Float32Array) -> tuple[int, int]:
-    """(row, column) in the cut-out of the first nucleus pixel of a cluster, in reading order; None is never the case."""
+    """(row, column) in the cut-out of the first nucleus pixel of a cluster, in reading order."""
     box = clusters.boxes[number]
     part = (slice(box.top, box.bottom), slice(box.left, box.right))
     rows, columns = np.nonzero((clusters.numbers[part] == number) & (np_prob[part] >= NUCLEUS_PROB))

@@ -25,14 +25,14 @@ class FolderLock:
             self._file = (self._folder / _NAME).open("a+b")
         except OSError as error:
             raise RecipeError(
-                f"{self._folder} may not be written to ({error.strerror}): give another --output_dir, or change its rights."
+                f"{self._folder} may not be written to ({error.strerror}): give another folder, or change its rights."
             ) from error
         try:
             _take(self._file)
         except OSError as error:
             self._file.close()
             raise RecipeError(
-                f"{self._folder} is being written to by another run: wait for it, or give another --output_dir."
+                f"{self._folder} is being written to by another run: wait for it, or give another folder."
             ) from error
         return self
 

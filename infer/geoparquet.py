@@ -49,7 +49,9 @@ class GeoParquetStream:
         """See NucleusStream."""
         if self._count:
             self._write(self._count)
-        self._writer.add_key_value_metadata({"geo": json.dumps(self._geo()), "hovernet_cyclic": json.dumps(self._header)})
+        self._writer.add_key_value_metadata(
+            {"geo": json.dumps(self._geo()), "hovernet_cyclic": json.dumps(self._header)}
+        )
         self._writer.close()
 
     def _write(self, count: int) -> None:

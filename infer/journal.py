@@ -6,6 +6,7 @@ torn end leaves is cut off when the file is opened again. `plan.json` beside it 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,10 +20,11 @@ from infer.writers import write_together
 
 _HEADER = struct.Struct("<4siiIQI")  # mark, two numbers of the key, its kind, length and checksum of the content
 _MARK = b"hvnt"
+TILE, CLUSTER = 0, 1  # kinds of records
 
 
 class Key(NamedTuple):
-    """Of a record. kind: 0 a tile, 1 an open cluster. row, column: of the tile; for a cluster, its place in the list."""
+    """Of a record. kind: TILE or CLUSTER. row, column: of the tile; for a cluster, its place in the list and 0."""
 
     kind: int
     row: int
@@ -38,7 +40,10 @@ class Journal:
     """The records of one slide, in a folder of its own. Raises OSError where the disk refuses."""
 
     def __init__(self, folder: Path, plan: Mapping[str, Any]) -> None:
-        """Open or begin it. plan: plain values that decide the records' content; started_over: it was of another plan."""
+        """Open or begin it. plan: plain values that decide the records' content.
+
+        started_over: it was of another plan.
+        """
         self.folder = folder
         self.started_over = False
         self._places: dict[Key, _Place] = {}
@@ -87,8 +92,8 @@ class Journal:
     def __contains__(self, key: Key) -> bool:
         return key in self._places
 
-    def keys(self) -> Iterator[Key]:
-        """Keys of all records, sorted."""
+    def __iter__(self) -> Iterator[Key]:
+        """Keys of all records, sorted: tiles first."""
         yield from sorted(self._places)
 
     def append(self, key: Key, content: bytes) -> None:
@@ -108,10 +113,8 @@ class Journal:
     def _cut_back(self) -> None:
         """Forget what is half-written: also what still waits in the file's buffer."""
         os.truncate(self.folder / "records", self._end)
-        try:
+        with contextlib.suppress(OSError):
             self._file.close()
-        except OSError:
-            pass
         self._file = (self.folder / "records").open("r+b")
         os.truncate(self.folder / "records", self._end)
 

@@ -21,8 +21,8 @@ def measure(
 ) -> tuple[float, ...]:
     """MEASURES of a nucleus, in this order.
 
-    mask: uint8 (H, W), 0 or 1. contour: int32 (K, 2) x, y through its border pixels. np_prob: float32 (H, W), and image:
-    uint8 (H, W, 3) RGB, on the same box. mpp: um/px (down, across).
+    mask: uint8 (H, W), 0 or 1. contour: int32 (K, 2) x, y through its border pixels. np_prob: float32 (H, W), and
+    image: uint8 (H, W, 3) RGB, on the same box. mpp: um/px (down, across).
     """
     area = int(mask.sum())
     inside = mask > 0

@@ -25,10 +25,10 @@ class NucleusTable:
 
     centroid: float64 (N, 2) x, y, pixel centres at integers. bbox: int32 (N, 4) top, left, bottom, right, half-open.
     points: int32 (P, 2) x, y, the contours one after the other; point_end: int64 (N,), where each ends. corners, int32
-    (Q, 2), ring_end, int64 (R,), rings_end, int64 (N,): outlines along pixel edges likewise, as closed rings of which a
-    nucleus has one or more. type_id: int16 (N,), -1 for none. type_prob: float64 (N,), NaN for none. type_probs: float32
-    (N, T), T = 0 for none. measures: float64 (N, len(MEASURES)). complete: bool (N,), False where the nucleus may depend
-    on how the slide was cut.
+    (Q, 2), ring_end, int64 (R,), rings_end, int64 (N,): outlines along pixel edges likewise, as closed rings of which
+    a nucleus has one or more. type_id: int16 (N,), -1 for none. type_prob: float64 (N,), NaN for none. type_probs:
+    float32 (N, T), T = 0 for none. measures: float64 (N, len(MEASURES)). complete: bool (N,), False where the nucleus
+    may depend on how the slide was cut.
     """
 
     centroid: Float64Array
@@ -108,7 +108,9 @@ class Described:
 
 def concatenate(tables: Sequence[NucleusTable]) -> NucleusTable:
     """All nuclei of at least one table, in order."""
-    columns = {name: np.concatenate([getattr(table, name) for table in tables]) for name in [*PLAIN, "points", "corners"]}
+    columns = {
+        name: np.concatenate([getattr(table, name) for table in tables]) for name in [*PLAIN, "points", "corners"]
+    }
     for ends, counted in _RUNS.items():
         before = np.cumsum([0, *(len(getattr(table, counted)) for table in tables)])
         columns[ends] = np.concatenate([getattr(one, ends) + begin for one, begin in zip(tables, before, strict=False)])

@@ -52,9 +52,7 @@ def through_networks(
             yield Outcome(work.key, failure=failure_sentence(Path(str(work.key)), error))
 
 
-def finish_all(
-    jobs: Iterable[TileJob | Outcome], finish: Callable[[TileJob], Any], workers: int
-) -> Iterator[Outcome]:
+def finish_all(jobs: Iterable[TileJob | Outcome], finish: Callable[[TileJob], Any], workers: int) -> Iterator[Outcome]:
     for job in jobs:
         if isinstance(job, Outcome):
             yield job

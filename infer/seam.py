@@ -6,7 +6,7 @@ import numpy as np
 import shapely
 
 from infer.geoparquet import outlines_of
-from infer.journal import Journal, Key
+from infer.journal import CLUSTER, Journal, Key
 from infer.nucleus_table import NucleusTable, concatenate, from_bytes
 from infer.slide_record import RecordHead
 from infer.slide_writers import Level0
@@ -18,7 +18,7 @@ Point = tuple[float, float]
 
 def found_twice(journal: Journal, heads: dict[Key, RecordHead]) -> set[Point]:
     """Centroids (x, y) of the nuclei to leave out: of two that are one, the smaller."""
-    tables = [table for key, head in heads.items() if key.kind == 1 for table in _incomplete(journal, key, head)]
+    tables = [table for key, head in heads.items() if key.kind == CLUSTER for table in _incomplete(journal, key, head)]
     if not tables:
         return set()
     table = concatenate(tables)

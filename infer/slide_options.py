@@ -56,8 +56,8 @@ def box_of(option: str, text: str | None) -> tuple[int, int, int, int] | None:
 def slide_settings(
     wanted: Mapping[str, Any], shared: Mapping[str, Any], types: TypeInfo, mpp: float | None, precision: str
 ) -> SlideSettings:
-    """How slides are segmented. wanted: of `checked_wsi`; shared: the options before the mode. mpp: um/px of the network,
-    None where it does not say. precision: of its arithmetic. Raises RecipeError.
+    """How slides are segmented. wanted: of `checked_wsi`; shared: the options before the mode. mpp: um/px of the
+    network, None where it does not say. precision: of its arithmetic. Raises RecipeError.
     """
     from infer.slide_estimate import choose_window
     from infer.slide_outputs import SlideFolder

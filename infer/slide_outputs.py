@@ -67,7 +67,7 @@ class SlideFolder:
 
         Raises OSError where the disk refuses; then none of them is there.
         """
-        heads = {key: head_of(journal, key) for key in journal.keys()}
+        heads = {key: head_of(journal, key) for key in journal}
         info = _summary(plan, heads, identity)
         with StagedFiles() as staged:
             paths = {folder: staged.path(self.path(folder, plan.name)) for folder in self._folders(plan)}

@@ -85,7 +85,9 @@ def _legend(width: int, top: float) -> UInt8Array:
     ramp = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[None], cv2.COLORMAP_VIRIDIS)[..., ::-1]
     bar = min(256, width)
     legend[4:16, :bar] = cv2.resize(np.ascontiguousarray(ramp), (bar, 12))
-    cv2.putText(legend, f"0 to {top:.0f} nuclei per mm2", (0, 36), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+    cv2.putText(
+        legend, f"0 to {top:.0f} nuclei per mm2", (0, 36), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA
+    )
     return legend
 
 

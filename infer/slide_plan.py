@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +15,8 @@ from dataloader.slides import SlideScale, SlideView, open_slide, slide_scale, vi
 from dataloader.tissue import TissueMask, TissueSettings, find_tissue, given_mask, read_coarsely
 from hovernet_cyclic.core.errors import SlideError
 from hovernet_cyclic.core.geometry import intersect, overlap, slide_tiles
-from hovernet_cyclic.core.types import BoolArray, Box, RawMaps, SlideReader, SlideTile
-from infer.journal import Key
+from hovernet_cyclic.core.types import BoolArray, Box, Int64Array, RawMaps, SlideReader, SlideTile
+from infer.journal import TILE, Key
 
 BLOCK = 64  # px: the network is asked block by block, at the same places whatever the windows
 MARGIN = 128  # px round a tile's own box that are post-processed with it
@@ -39,7 +39,7 @@ class SlideRequest:
     mask_dir: Path | None = None
     find_tissue: bool = True
     window: int = 2048
-    tissue: TissueSettings = TissueSettings()
+    tissue: TissueSettings = field(default_factory=TissueSettings)
 
 
 class PlannedTile(NamedTuple):
@@ -119,7 +119,7 @@ def plan_slide(path: str, name: str, request: SlideRequest) -> SlidePlan:
     grid = slide_tiles(view.shape, request.window, MARGIN)
     across = -(-view.shape[1] // request.window)
     tiles = tuple(
-        PlannedTile(Key(0, *divmod(i, across)), tile, overlap(tile.own, region) and active.touches(tile.read))
+        PlannedTile(Key(TILE, *divmod(i, across)), tile, overlap(tile.own, region) and active.touches(tile.read))
         for i, tile in enumerate(grid)
     )
     identity = {
@@ -147,14 +147,14 @@ def _region(view: SlideView, region: tuple[int, int, int, int] | None, path: str
     return common
 
 
-def _mask(
-    reader: SlideReader, scale: SlideScale, name: str, request: SlideRequest
-) -> tuple[BoolArray | None, str]:
+def _mask(reader: SlideReader, scale: SlideScale, name: str, request: SlideRequest) -> tuple[BoolArray | None, str]:
     """The tissue mask, and where it comes from."""
     if request.mask_dir is not None:
         given = given_mask(request.mask_dir, name, reader)
         if given is None:
-            raise SlideError(f"{request.mask_dir} holds no {name}.png and no {name}.geojson: put the slide's mask there.")
+            raise SlideError(
+                f"{request.mask_dir} holds no {name}.png and no {name}.geojson: put the slide's mask there."
+            )
         return given, "given"
     if not request.find_tissue:
         return None, "whole slide"
@@ -172,14 +172,16 @@ def _active_blocks(view: SlideView, tissue: TissueMask | None) -> BoolArray:
     return np.asarray(inside[1][1] - inside[0][1] - inside[1][0] + inside[0][0] > 0)
 
 
-def _touched(count: int, length: int, mpp: float, mask_length: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _touched(
+    count: int, length: int, mpp: float, mask_length: int
+) -> tuple[Int64Array, Int64Array]:
     """For each block along an axis, the mask's pixels (first, last + 1) within SURROUND_UM of it."""
     surround = SURROUND_UM / mpp
     scale = mask_length / length
     starts = np.arange(count) * BLOCK
     first = np.floor((starts - surround) * scale).clip(0, mask_length - 1)
     last = np.ceil((np.minimum(starts + BLOCK, length) + surround) * scale).clip(1, mask_length)
-    return first.astype(int), np.maximum(last, first + 1).astype(int)
+    return first.astype(np.int64), np.maximum(last, first + 1).astype(np.int64)
 
 
 def _file_identity(path: str) -> dict[str, Any]:

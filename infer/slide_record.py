@@ -28,7 +28,7 @@ class OpenCluster(NamedTuple):
 
 @dataclass(frozen=True)
 class RecordHead:
-    """bands: row of the band -> (offset, length, nuclei). open_clusters: see above. unreadable: boxes, px of the slide."""
+    """bands: row of the band -> (offset, length, nuclei). unreadable: px of the slide. size: bytes of the head."""
 
     bands: dict[int, tuple[int, int, int]]
     open_clusters: tuple[OpenCluster, ...] = ()
@@ -41,9 +41,7 @@ class RecordHead:
         return sum(count for _, _, count in self.bands.values())
 
 
-def pack(
-    table: NucleusTable, open_clusters: tuple[OpenCluster, ...] = (), unreadable: tuple[Box, ...] = ()
-) -> bytes:
+def pack(table: NucleusTable, open_clusters: tuple[OpenCluster, ...] = (), unreadable: tuple[Box, ...] = ()) -> bytes:
     """The content of a record."""
     blobs, bands, offset = [], {}, 0
     band_of = (table.centroid[:, 1] + 0.5).astype(np.int64) // BAND

@@ -51,8 +51,8 @@ class NucleusStream(Protocol):
 class JsonStream:
     """hover_net's JSON. Beside its `mag` and `nuc` stand `mpp` (um/px of the coordinates) and `coordinates`, in words.
 
-    Its box is [[row, column], [row, column]], half-open, as in tile mode: hover_net's slide mode adds (x, y) to it as if
-    it were a point, which is not copied here.
+    Its box is [[row, column], [row, column]], half-open, as in tile mode: hover_net's slide mode adds (x, y) to it as
+    if it were a point, which is not copied here.
     """
 
     def __init__(self, path: Path, level0: Level0, header: Mapping[str, Any]) -> None:
@@ -138,7 +138,9 @@ class GeoJsonStream:
 
 def measurements(table: NucleusTable, index: int, types: TypeInfo) -> dict[str, float]:
     """MEASURES of a nucleus and, where there are types, type_prob and the probability of each."""
-    values = {name: round(float(value), MEASURE_DIGITS) for name, value in zip(MEASURES, table.measures[index], strict=True)}
+    values = {
+        name: round(float(value), MEASURE_DIGITS) for name, value in zip(MEASURES, table.measures[index], strict=True)
+    }
     if table.type_id[index] != UNTYPED:
         values["type_prob"] = round(float(table.type_prob[index]), 6)
     probs = table.type_probs[index]

@@ -57,7 +57,10 @@ class SlideSettings:
 
 
 class SlideResult(NamedTuple):
-    """state: 'done', 'skipped' (finished before), 'incomplete' (parts could not be read) or 'failed'. fault: a sentence."""
+    """state: 'done', 'skipped' (finished before), 'incomplete' (parts could not be read) or 'failed'.
+
+    fault: a sentence, for the last two.
+    """
 
     name: str
     state: str
@@ -89,7 +92,9 @@ def list_slides(input_dir: str) -> SlideFiles:
 
 
 def _is_slide(path: Path) -> bool:
-    return path.suffix.lower() in SLIDE_SUFFIXES and (path.is_file() or path.suffix.lower() == ".zarr" and path.is_dir())
+    return path.suffix.lower() in SLIDE_SUFFIXES and (
+        path.is_file() or (path.suffix.lower() == ".zarr" and path.is_dir())
+    )
 
 
 def _name(path: str) -> str:
@@ -124,8 +129,8 @@ def slide_fault(path: str, error: BaseException) -> str:
         return f"{path}: memory is too small for it: give a smaller --tile_shape or --batch_size."
     if isinstance(error, OSError):
         return (
-            f"{path}: its results cannot be written ({error.strerror or error}): make room or check the folder, and run "
-            "again: what is done is kept."
+            f"{path}: its results cannot be written ({error.strerror or error}): make room or check the folder, and "
+            "run again: what is done is kept."
         )
     return f"{path}: it failed in an unexpected way ({type(error).__name__}: {error}): please report this."
 
@@ -145,7 +150,10 @@ def _segment_plan(plan: SlidePlan, segmenters: Sequence[WindowSegmenter], settin
         return _result(plan, before, "skipped")
     journal = Journal(settings.cache / plan.name, {**identity, "window": settings.request.window, "margin": MARGIN})
     if journal.started_over:
-        print(f"{plan.name}: an unfinished run with other settings is given up, and the slide begun anew.", file=sys.stderr)
+        print(
+            f"{plan.name}: an unfinished run with other settings is given up, and the slide begun anew.",
+            file=sys.stderr,
+        )
     finisher = SlideFinisher(plan.view.shape, plan.view.mpp, settings.nr_types, plan.region)
     with tqdm(total=len(plan.wanted), unit="tile", disable=settings.quiet, dynamic_ncols=True, desc=plan.name) as bar:
         run = SlideRun(plan, segmenters, finisher, journal, settings.readers, settings.workers)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from hovernet_cyclic.core.geometry import intersect, within
 from hovernet_cyclic.core.types import Box, RawMaps, UInt8Array
@@ -35,11 +36,7 @@ def cut(piece: Piece, box: Box) -> Piece | None:
 def join(pieces: Sequence[Piece], box: Box) -> Piece:
     """One piece of at least one; where there is none the probability of a nucleus is 0 and the image white."""
     image = np.full((box.height, box.width, 3), 255, np.uint8)
-    first = pieces[0].raw
-    maps = {
-        name: None if (value := getattr(first, name)) is None else np.zeros((box.height, box.width, *value.shape[2:]), value.dtype)
-        for name in _MAPS
-    }
+    maps = {name: _blank(getattr(pieces[0].raw, name), box) for name in _MAPS}
     for piece in pieces:
         common = intersect(piece.box, box)
         if common is None:
@@ -50,6 +47,11 @@ def join(pieces: Sequence[Piece], box: Box) -> Piece:
             if target is not None:
                 target[here] = getattr(piece.raw, name)[there]
     return Piece(box, image, RawMaps(**maps))
+
+
+def _blank(like: npt.NDArray[Any] | None, box: Box) -> npt.NDArray[Any] | None:
+    """Zeros of a box, of the kind of a map."""
+    return None if like is None else np.zeros((box.height, box.width, *like.shape[2:]), like.dtype)
 
 
 class Strips:
@@ -91,5 +93,5 @@ class Strips:
         if path is None:
             return None
         with np.load(path) as stored:
-            maps = {name: stored[name] if name in stored else None for name in _MAPS}
+            maps = {name: stored.get(name) for name in _MAPS}
             return Piece(Box(*stored["box"].tolist()), stored["image"], RawMaps(**maps))

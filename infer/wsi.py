@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,11 +14,11 @@ from hovernet_cyclic.core.errors import SlideError, UnreadableRegionError
 from hovernet_cyclic.core.geometry import grow, intersect, within
 from hovernet_cyclic.core.types import Box, Pixels, UInt8Array
 from infer.clusters import REACH, find_clusters
-from infer.journal import Journal, Key
+from infer.journal import CLUSTER, TILE, Journal, Key
 from infer.plain_engine import Outcome, TileJob, WindowSegmenter, Work, finish_all, through_networks
 from infer.slide_finish import SlideFinisher, SlideKey
 from infer.slide_plan import BLOCK, MARGIN, PlannedTile, SlidePlan
-from infer.slide_record import OpenCluster, RecordHead, head_of, read_head, with_unreadable
+from infer.slide_record import OpenCluster, head_of, read_head, with_unreadable
 from infer.strips import Piece, Strips, join
 
 _PART = 256  # px: where a window cannot be read, it is tried in squares of this size
@@ -48,13 +47,13 @@ class SlideRun:
     journal: Journal
     readers: int = 1
     workers: int = 0
-    largest: int = 4096**2
+    largest: int = 3072**2
     told: Callable[[Progress], None] = lambda _: None
     _unreadable: dict[Key, tuple[Box, ...]] = field(default_factory=dict)
 
     def segment(self) -> None:
         """Do what the journal does not hold yet. Raises SlideError or OSError; what is done by then is kept."""
-        done = {key for key in self.journal.keys() if key.kind == 0}
+        done = {key for key in self.journal if key.kind == TILE}
         nuclei = sum(head_of(self.journal, key).nuclei for key in done)
         wanted = self.plan.wanted
         todo = [tile for tile in wanted if tile.key not in done]
@@ -108,7 +107,7 @@ class SlideRun:
     def _cluster_jobs(self) -> Iterator[TileJob | Outcome]:
         """A cut-out for each cluster that no tile held whole."""
         for i, cluster in enumerate(open_clusters(self.journal)):
-            key = Key(1, i, 0)
+            key = Key(CLUSTER, i, 0)
             if key not in self.journal:
                 yield self._cluster_job(key, cluster)
 
@@ -145,13 +144,8 @@ class SlideRun:
 
 def open_clusters(journal: Journal) -> list[OpenCluster]:
     """The clusters that tiles left open, by place."""
-    heads = [head_of(journal, key) for key in journal.keys() if key.kind == 0]
+    heads = [head_of(journal, key) for key in journal if key.kind == TILE]
     return sorted(cluster for head in heads for cluster in head.open_clusters)
-
-
-def all_heads(journal: Journal) -> dict[Key, RecordHead]:
-    """The heads of all records."""
-    return {key: head_of(journal, key) for key in journal.keys()}
 
 
 def load_window(view: SlideView, window: Box, margin: int) -> tuple[Pixels, tuple[Box, ...]]:
@@ -180,8 +174,3 @@ def _in_parts(view: SlideView, box: Box) -> tuple[UInt8Array, list[Box]]:
             except UnreadableRegionError:
                 failed.append(part)
     return image, failed
-
-
-def journal_folder(cache: Path, name: str) -> Path:
-    """Where a slide's journal lies."""
-    return cache / name

@@ -32,7 +32,9 @@ class OmeZarrReader:
             raise damaged(path, error) from error
         first = self._levels[0]
         if not _fits(self._axes, first):
-            raise SlideError(f"{path} holds {first.dtype} {self._axes} {first.shape}, not 8-bit RGB: export it as that.")
+            raise SlideError(
+                f"{path} holds {first.dtype} {self._axes} {first.shape}, not 8-bit RGB: export it as that."
+            )
         down, across = self._axes.index("y"), self._axes.index("x")
         self.level_shapes = tuple((level.shape[down], level.shape[across]) for level in self._levels)
         self.mpp = plausible_mpp(*_scales(image))

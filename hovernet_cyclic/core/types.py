@@ -43,7 +43,8 @@ class Box(NamedTuple):
 class Pixels(NamedTuple):
     """Part of an image or slide, as read. Boxes are in px of the whole.
 
-    image: uint8 (H, W, 3) RGB of `box`. whole: (H, W) of the image or slide. wanted: where maps are wanted, inside `box`.
+    image: uint8 (H, W, 3) RGB of `box`. whole: (H, W) of the image or slide. wanted: where maps are wanted, inside
+    `box`.
     """
 
     image: UInt8Array
