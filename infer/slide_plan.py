@@ -172,9 +172,7 @@ def _active_blocks(view: SlideView, tissue: TissueMask | None) -> BoolArray:
     return np.asarray(inside[1][1] - inside[0][1] - inside[1][0] + inside[0][0] > 0)
 
 
-def _touched(
-    count: int, length: int, mpp: float, mask_length: int
-) -> tuple[Int64Array, Int64Array]:
+def _touched(count: int, length: int, mpp: float, mask_length: int) -> tuple[Int64Array, Int64Array]:
     """For each block along an axis, the mask's pixels (first, last + 1) within SURROUND_UM of it."""
     surround = SURROUND_UM / mpp
     scale = mask_length / length
