@@ -13,9 +13,10 @@ Options, which stand before the mode:
   -h --help                   Show this text.
   --version                   Show the version.
   --model_path=<file>         The network: net.tar of a run of run_train.py, or a .tar of hover_net.
-  --gpu=<ids>                 Comma list such as 0,1, or cpu. GPUs if there are any, else the CPU, if not given.
+  --gpu=<ids>                 Comma list such as 0,1 (images are shared out), or cpu. If not given: the first GPU
+                              if there is one, else the CPU.
   --precision=<name>          fp32, bf16, or auto: bf16 where the device has it built in. [default: auto]
-  --batch_size=<n>            Patches at a time; 32 on a GPU and 4 on the CPU if not given.
+  --batch_size=<n>            Patches at a time; 4 on a GPU and 1 on the CPU if not given. Patches are large.
   --post_proc=<name>          local or hovernet (the reference's arithmetic); the network's recipe if not given.
   --type_info_path=<file>     JSON with the name and colour of each type: {"1": ["neopla", [255, 0, 0]], ...}.
   --nr_inference_workers=<n>  Threads that read images ahead. [default: 1]
@@ -28,6 +29,7 @@ Exit code: 0 all images done, 1 some image could not be processed, 2 bad input.
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import sys
@@ -40,10 +42,12 @@ from hovernet_cyclic.core.errors import CheckpointError, HoverNetCyclicError, Re
 
 if TYPE_CHECKING:
     from hovernet_cyclic.core.settings import TrainRecipe
+    from infer.base import NetworkSegmenter
     from infer.slides import SlideFiles
     from infer.tile import Summary, TileFiles
     from infer.type_info import TypeInfo
     from models.checkpoint import LoadedNetwork
+    from models.devices import Device
 
 TILE = """Segment every image of a folder. Images must be at the scale that the network was trained at.
 
@@ -179,23 +183,20 @@ def wsi(shared: Mapping[str, Any], own: Mapping[str, Any]) -> int:
 
 def run_slides(settings: Mapping[str, Any], wanted: Mapping[str, Any], slides: SlideFiles) -> list[str]:
     """Load the network and put the slides through it. Returns a sentence for each that could not be processed."""
-    from infer.base import NetworkSegmenter
-    from infer.plain_engine import LatticeSegmenter
+    from infer.slide_estimate import largest_patch
     from infer.slide_options import slide_settings
     from infer.slides import dry_run, segment_and_report
     from models.checkpoint import load_network
-    from models.devices import choose_device
+    from models.devices import choose_devices
 
-    device = choose_device(settings["gpu"], settings["precision"])
+    devices = choose_devices(settings["gpu"], settings["precision"])
     loaded = load_network(settings["model_path"])
     check_network(loaded, settings)
     recipe = recipe_of(loaded)
-    batch_size = settings["batch_size"] or (4 if device.torch_device.type == "cpu" else 32)
-    segmenters = [
-        LatticeSegmenter(NetworkSegmenter(loaded.net, loaded.mode, device.torch_device, batch_size, device.dtype))
-    ]
+    patch = largest_patch(loaded.mode, devices[0].torch_device.type, wanted["max_memory"])
+    segmenters = segmenters_of(loaded, devices, settings["batch_size"], patch)
     types = types_of(loaded, recipe, settings["type_info_path"])
-    precision = str(device.dtype).removeprefix("torch.")
+    precision = str(devices[0].dtype).removeprefix("torch.")
     run = slide_settings(wanted, settings, types, recipe.data.mpp if recipe else None, precision)
     print(describe(loaded, recipe, settings["model_path"]).replace("give images", "slides are read"))
     return (dry_run if wanted["dry_run"] else segment_and_report)(slides.slides, segmenters, run)
@@ -247,19 +248,17 @@ def whole_number(option: str, text: str | None, lowest: int) -> int | None:
 
 def run_tiles(settings: Mapping[str, Any], own: Mapping[str, Any], tiles: TileFiles) -> Summary:
     """Load the network and put the images through it."""
-    from infer.base import NetworkSegmenter
     from infer.finish import Finisher
     from infer.tile import Workers, segment_folder
     from infer.writers import OutputFolder
     from models.checkpoint import load_network
-    from models.devices import choose_device
+    from models.devices import choose_devices
 
-    device = choose_device(settings["gpu"], settings["precision"])
+    devices = choose_devices(settings["gpu"], settings["precision"])
     loaded = load_network(settings["model_path"])
     check_network(loaded, settings)
     recipe = recipe_of(loaded)
-    batch_size = settings["batch_size"] or (4 if device.torch_device.type == "cpu" else 32)
-    segmenter = NetworkSegmenter(loaded.net, loaded.mode, device.torch_device, batch_size, device.dtype)
+    segmenters = segmenters_of(loaded, devices, settings["batch_size"])
     outputs = OutputFolder(
         Path(own["--output_dir"]),
         types_of(loaded, recipe, settings["type_info_path"]),
@@ -267,11 +266,25 @@ def run_tiles(settings: Mapping[str, Any], own: Mapping[str, Any], tiles: TileFi
     )
     variant = settings["post_proc"] or (recipe.net.post_proc if recipe else "local")
     print(describe(loaded, recipe, settings["model_path"]))
-    precision = str(device.dtype).removeprefix("torch.")
-    print(f"{counted(len(tiles.images))} on {device.torch_device}, {precision}, post-processing '{variant}'")
+    precision = str(devices[0].dtype).removeprefix("torch.")
+    places = ", ".join(str(device.torch_device) for device in devices)
+    print(f"{counted(len(tiles.images))} on {places}, {precision}, post-processing '{variant}'")
     finisher = Finisher(outputs, variant, recipe.data.mpp if recipe else None)
     workers = Workers(settings["nr_inference_workers"], finish_workers(settings, len(tiles.images)))
-    return segment_folder(segmenter, tiles.images, finisher, workers)
+    return segment_folder(segmenters, tiles.images, finisher, workers)
+
+
+def segmenters_of(
+    loaded: LoadedNetwork, devices: Sequence[Device], batch_size: int | None, largest_patch: int | None = None
+) -> list[NetworkSegmenter]:
+    """The network on each device, ready for images. largest_patch: see NetworkSegmenter."""
+    from infer.base import NetworkSegmenter
+
+    nets = [loaded.net, *(copy.deepcopy(loaded.net) for _ in devices[1:])]
+    return [
+        NetworkSegmenter(net, loaded.mode, device.torch_device, batch_size, device.dtype, largest_patch)
+        for net, device in zip(nets, devices, strict=True)
+    ]
 
 
 def check_network(loaded: LoadedNetwork, settings: Mapping[str, Any]) -> None:

@@ -125,6 +125,10 @@ class Threshold:
 
     margin = 0
 
+    def cell(self, whole: tuple[int, int]) -> tuple[int, int]:
+        """See NetworkSegmenter."""
+        return 512, 512
+
     def raw_maps_of(self, pixels: Pixels) -> RawMaps:
         """See NetworkSegmenter."""
         box, wanted = pixels.box, pixels.wanted

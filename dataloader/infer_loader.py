@@ -1,43 +1,43 @@
-"""The patches of one tile, in batches, for a network that answers for less than it reads."""
+"""The patches of one window of an image or slide, for a network that answers for less than it reads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 
+from hovernet_cyclic.core.errors import DatasetError
 from hovernet_cyclic.core.geometry import PatchLattice, Shape, patch_lattice
-from hovernet_cyclic.core.types import UInt8Array
-
-
-class PatchBatch(NamedTuple):
-    """indices: which patches of the lattice. images: uint8 (B, h, w, 3) RGB, in the same order."""
-
-    indices: range
-    images: UInt8Array
+from hovernet_cyclic.core.types import Box, Pixels, UInt8Array
 
 
 class TilePatches:
-    """A tile behind a lattice of patches, with its surroundings mirrored so that every pixel is in some output.
+    """What is wanted of an image, behind a lattice of patches.
 
-    image: uint8 (H, W, 3) RGB, H and W >= 1. Shapes are (h, w) px. lattice: where the patches lie. Raises DatasetError
-    for an image without pixels.
+    pixels: see Pixels. Shapes are (h, w) px. lattice: where the patches lie in `pixels.wanted`. image: uint8 (H, W, 3),
+    that window with its surroundings: true pixels where `pixels.image` has them, else mirrored ones. These are mirrored
+    at the border of the whole, as long as `pixels.box` reaches to it. Raises DatasetError for an image without pixels.
     """
 
-    def __init__(self, image: UInt8Array, patch_input_shape: Shape, patch_output_shape: Shape) -> None:
-        self.lattice: PatchLattice = patch_lattice(
-            (image.shape[0], image.shape[1]), patch_input_shape, patch_output_shape
-        )
-        self._padded = mirror(image, self.lattice.padding)
+    def __init__(self, pixels: Pixels, patch_input_shape: Shape, patch_output_shape: Shape) -> None:
+        wanted, box = pixels.wanted, pixels.box
+        if min(pixels.image.shape[:2]) < 1:
+            height, width = pixels.image.shape[:2]
+            raise DatasetError(f"A tile of {height} x {width} px holds no pixel: remove this image.")
+        self.lattice: PatchLattice = patch_lattice((wanted.height, wanted.width), patch_input_shape, patch_output_shape)
+        top, bottom, left, right = self.lattice.padding
+        needed = Box(wanted.top - top, wanted.left - left, wanted.bottom + bottom, wanted.right + right)
+        missing = (box.top - needed.top, needed.bottom - box.bottom, box.left - needed.left, needed.right - box.right)
+        padding = tuple(max(0, px) for px in missing)
+        skipped = slice(max(0, -missing[0]), None), slice(max(0, -missing[2]), None)
+        padded = mirror(pixels.image, (padding[0], padding[1], padding[2], padding[3]))[skipped]
+        height, width = self.lattice.padded_shape
+        self.image = np.ascontiguousarray(padded[:height, :width])
 
-    def batches(self, batch_size: int) -> Iterator[PatchBatch]:
-        """All patches in the lattice's order, batch_size at a time, the last batch maybe smaller."""
+    def batches(self, batch_size: int) -> Iterator[range]:
+        """The patches' indices in the lattice's order, batch_size at a time, the last batch maybe smaller."""
         count = len(self.lattice.corners)
-        for begin in range(0, count, batch_size):
-            indices = range(begin, min(begin + batch_size, count))
-            boxes = [self.lattice.input_box(index) for index in indices]
-            yield PatchBatch(indices, np.stack([self._padded[b.top : b.bottom, b.left : b.right] for b in boxes]))
+        return (range(begin, min(begin + batch_size, count)) for begin in range(0, count, batch_size))
 
 
 def mirror(image: UInt8Array, padding: tuple[int, int, int, int]) -> UInt8Array:

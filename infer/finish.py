@@ -1,4 +1,4 @@
-"""From raw maps to files: post-processing and writing of tiles, in processes of their own if wanted.
+"""From raw maps to results: post-processing and writing of tiles, in processes of their own if wanted.
 
 Nothing here needs torch, so that a new process is ready soon.
 """
@@ -7,34 +7,42 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from hovernet_cyclic.core.errors import HoverNetCyclicError
 from hovernet_cyclic.core.label_maps import extract_nuclei
-from hovernet_cyclic.core.types import RawMaps, SegmentedTile, UInt8Array
+from hovernet_cyclic.core.types import Box, RawMaps, SegmentedTile, UInt8Array
+from infer.shared_arrays import OpenParcel, Parcel, SharedBlocks
 from infer.writers import OutputFolder
 from models.hovernet.post_proc import segment
+
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
 class TileJob:
-    """A tile after the network. path: its image file. image: uint8 (H, W, 3) RGB. raw: of the same (H, W)."""
+    """A tile after the network.
 
-    path: Path
+    key: of its work; in tile mode the path of the image file. image: uint8 (H, W, 3) RGB. raw: of the same (H, W).
+    box: where the tile lies in its image or slide, px.
+    """
+
+    key: Hashable
     image: UInt8Array
     raw: RawMaps
+    box: Box
 
 
-class Outcome(NamedTuple):
-    """What became of an image file: the number of its nuclei, or the sentence why there is no result."""
+class Outcome(NamedTuple, Generic[ResultT]):
+    """What became of a tile: what finishing it returned, or the sentence why there is no result."""
 
-    path: Path
-    nuclei: int = 0
+    key: Hashable
+    result: ResultT | None = None
     failure: str | None = None
 
 
@@ -47,19 +55,23 @@ class Finisher:
     mpp: float | None = None
 
     def __call__(self, job: TileJob) -> int:
-        """Write the files of a tile and return the number of its nuclei."""
+        """Write the files of a tile, whose key is the path of its image, and return the number of its nuclei."""
+        assert isinstance(job.key, Path), "in tile mode a tile is an image file"
         inst_map = segment(job.raw, self.variant)
         nuclei = extract_nuclei(inst_map, job.raw.type_map, job.raw.type_probs)
-        self.outputs.discard(job.path.stem)  # an earlier run may have written more kinds of files
-        self.outputs.write(SegmentedTile(job.path.stem, inst_map, nuclei, self.mpp), job.image, job.raw)
+        self.outputs.discard(job.key.stem)  # an earlier run may have written more kinds of files
+        self.outputs.write(SegmentedTile(job.key.stem, inst_map, nuclei, self.mpp), job.image, job.raw)
         return len(nuclei)
 
 
-def finish_all(jobs: Iterable[TileJob | Outcome], finish: Callable[[TileJob], int], workers: int) -> Iterator[Outcome]:
+def finish_all(
+    jobs: Iterable[TileJob | Outcome[Any]], finish: Callable[[TileJob], ResultT], workers: int
+) -> Iterator[Outcome[ResultT]]:
     """One Outcome per job, as they come. Jobs that are outcomes already (failed before) are passed on.
 
-    workers: processes; 0: in this one. Jobs are asked for one at a time, and only while fewer than 2 * workers wait, so
-    memory holds a few tiles whatever their number. A process that dies takes no tile but the one that killed it along.
+    finish: can be pickled, where there are workers. workers: processes; 0: in this one. Jobs are asked for one at a
+    time, and only while fewer than 2 * workers wait, so memory holds a few tiles whatever their number. Arrays travel
+    by shared memory. A process that dies takes no tile but the one that killed it along.
     """
     with _Processes(finish, workers) if workers else _Inline(finish) as place:
         for job in jobs:
@@ -70,79 +82,115 @@ def finish_all(jobs: Iterable[TileJob | Outcome], finish: Callable[[TileJob], in
         yield from place.drain()
 
 
-class _Inline:
+class _Inline(Generic[ResultT]):
     """Finishes each tile at once."""
 
-    def __init__(self, finish: Callable[[TileJob], int]) -> None:
+    def __init__(self, finish: Callable[[TileJob], ResultT]) -> None:
         self._finish = finish
 
-    def __enter__(self) -> _Inline:
+    def __enter__(self) -> _Inline[ResultT]:
         return self
 
     def __exit__(self, *_: object) -> None:
         pass
 
-    def submit(self, job: TileJob) -> Iterator[Outcome]:
+    def submit(self, job: TileJob) -> Iterator[Outcome[ResultT]]:
         try:
-            yield Outcome(job.path, self._finish(job))
+            yield Outcome(job.key, self._finish(job))
         except Exception as error:  # one tile's fault, whatever it is, must not end the others
-            yield Outcome(job.path, failure=failure_sentence(job.path, error))
+            yield Outcome(job.key, failure=failure_sentence(job.key, error))
 
-    def drain(self) -> Iterator[Outcome]:
+    def drain(self) -> Iterator[Outcome[ResultT]]:
         yield from ()
 
 
-class _Processes:
+class _Sent(NamedTuple):
+    """A job that a process has; parcel: where its arrays are, None where they went through the pipe."""
+
+    job: TileJob
+    parcel: Parcel | None
+
+
+class _Processes(Generic[ResultT]):
     """Finishes tiles in processes, and replaces these when one dies."""
 
-    def __init__(self, finish: Callable[[TileJob], int], workers: int) -> None:
+    def __init__(self, finish: Callable[[TileJob], ResultT], workers: int) -> None:
         self._finish, self._workers = finish, workers
+        self._blocks = SharedBlocks()
         self._pool = self._new_pool()
-        self._waiting: dict[Future[int], TileJob] = {}
+        self._waiting: dict[Future[ResultT], _Sent] = {}
 
-    def __enter__(self) -> _Processes:
+    def __enter__(self) -> _Processes[ResultT]:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._blocks.close()
 
-    def submit(self, job: TileJob) -> Iterator[Outcome]:
+    def submit(self, job: TileJob) -> Iterator[Outcome[ResultT]]:
         """Take a job on; yields what is done by then."""
         try:
-            self._waiting[self._pool.submit(self._finish, job)] = job
+            self._send(job)
         except BrokenProcessPool:
-            yield from self._one_by_one([*self._waiting.values(), job])
+            yield from self._one_by_one([*(sent.job for sent in self._waiting.values()), job])
         while len(self._waiting) >= 2 * self._workers:
             yield from self._collect()
 
-    def drain(self) -> Iterator[Outcome]:
+    def drain(self) -> Iterator[Outcome[ResultT]]:
         """Wait for all that is left."""
         while self._waiting:
             yield from self._collect()
 
-    def _collect(self) -> Iterator[Outcome]:
-        done, _ = wait(self._waiting, return_when=FIRST_COMPLETED)
-        for future in done:
-            if isinstance(future.exception(), BrokenProcessPool):
-                yield from self._one_by_one(list(self._waiting.values()))
-                return
-            yield self._outcome(future, self._waiting.pop(future))
+    def _send(self, job: TileJob) -> Future[ResultT]:
+        parcel = self._blocks.put((job.image, *_arrays(job.raw)))
+        try:
+            if parcel is None:
+                future = self._pool.submit(self._finish, job)
+            else:
+                future = self._pool.submit(_finish_parcel, self._finish, job.key, job.box, parcel)
+        except BrokenProcessPool:
+            if parcel is not None:
+                self._blocks.take_back(parcel)
+            raise
+        self._waiting[future] = _Sent(job, parcel)
+        return future
 
-    def _one_by_one(self, jobs: list[TileJob]) -> Iterator[Outcome]:
+    def _collect(self) -> Iterator[Outcome[ResultT]]:
+        done, _ = wait(self._waiting, return_when=FIRST_COMPLETED)
+        if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
+            yield from self._one_by_one([sent.job for sent in self._waiting.values()])
+            return
+        for future in done:
+            yield self._outcome(future)
+
+    def _one_by_one(self, jobs: list[TileJob]) -> Iterator[Outcome[ResultT]]:
         """After a process died, all that waited fail alike: find the one that did it by giving each a pool alone."""
-        self._waiting.clear()
-        for job in jobs:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = self._new_pool()
-            yield self._outcome(self._pool.submit(self._finish, job), job)
+        finished = [future for future in self._waiting if future.done() and future.exception() is None]
+        done = [self._waiting[future].job for future in finished]
+        for future in finished:
+            yield self._outcome(future)
+        for job in (job for job in jobs if not any(job is other for other in done)):
+            self._renew()
+            yield self._outcome(self._send(job))
+        self._renew()
+
+    def _renew(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+        for sent in self._waiting.values():
+            if sent.parcel is not None:
+                self._blocks.take_back(sent.parcel)
+        self._waiting.clear()
         self._pool = self._new_pool()
 
-    def _outcome(self, future: Future[int], job: TileJob) -> Outcome:
+    def _outcome(self, future: Future[ResultT]) -> Outcome[ResultT]:
+        wait([future])
+        job, parcel = self._waiting.pop(future)
+        if parcel is not None:
+            self._blocks.take_back(parcel)
         try:
-            return Outcome(job.path, future.result())
+            return Outcome(job.key, future.result())
         except Exception as error:
-            return Outcome(job.path, failure=failure_sentence(job.path, error))
+            return Outcome(job.key, failure=failure_sentence(job.key, error))
 
     def _new_pool(self) -> ProcessPoolExecutor:
         # Forking a process that runs torch's threads can hang it for ever.
@@ -150,23 +198,40 @@ class _Processes:
         return ProcessPoolExecutor(self._workers, mp_context=spawn, initializer=_leave_interrupts_to_the_parent)
 
 
+def _arrays(raw: RawMaps) -> tuple[Any, ...]:
+    return raw.np_prob, raw.hv_map, raw.type_map, raw.type_probs
+
+
+def _finish_parcel(finish: Callable[[TileJob], ResultT], key: Hashable, box: Box, parcel: Parcel) -> ResultT:
+    """In a worker: finish the tile whose arrays lie in shared memory."""
+    opened = OpenParcel(parcel)
+    try:
+        return finish(_job_of(key, box, opened.arrays()))
+    finally:
+        opened.close()
+
+
+def _job_of(key: Hashable, box: Box, arrays: list[Any]) -> TileJob:
+    return TileJob(key, arrays[0], RawMaps(*arrays[1:]), box)
+
+
 def _leave_interrupts_to_the_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def failure_sentence(path: Path, error: BaseException) -> str:
-    """Why there is no result for an image file, in one sentence that names it."""
+def failure_sentence(key: Hashable, error: BaseException) -> str:
+    """Why there is no result for an image file or a tile, in one sentence that names it."""
     if isinstance(error, HoverNetCyclicError):
         return str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which needs no import
-        return f"{path}: memory is too small for it: give a smaller --batch_size, or cut the image into smaller ones."
+        return f"{key}: memory is too small for it: give a smaller --batch_size, or cut the image into smaller ones."
     if isinstance(error, BrokenProcessPool):
         return (
-            f"{path}: the process that finished it was killed, most likely for want of memory: give fewer "
+            f"{key}: the process that finished it was killed, most likely for want of memory: give fewer "
             "--nr_post_proc_workers, or cut the image into smaller ones."
         )
     if isinstance(error, OSError):
         return (
-            f"{path}: its results cannot be written ({error.strerror or error}): check the output folder and its disk."
+            f"{key}: its results cannot be written ({error.strerror or error}): check the output folder and its disk."
         )
-    return f"{path}: it failed in an unexpected way ({type(error).__name__}: {error}): please report this."
+    return f"{key}: it failed in an unexpected way ({type(error).__name__}: {error}): please report this."

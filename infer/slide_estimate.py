@@ -6,55 +6,67 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from hovernet_cyclic.core.errors import RecipeError
 from hovernet_cyclic.core.types import Box, Pixels
-from infer.plain_engine import WindowSegmenter
-from infer.slide_plan import BLOCK, MARGIN, SlidePlan
+from infer.slide_plan import MARGIN, SlidePlan, SlideSegmenter
 
 GIB = 1 << 30
 USUAL_WINDOW = 2048  # px
 SMALLEST_WINDOW = 512
+USUAL_GIB = {"small": 3.0, "fast": 10.0, "original": 10.0}  # on a CPU, unless --max_memory says otherwise
+# Of that, what a patch may take on its way through the network; px a side from which larger ones gain no more.
+SHARE_OF_PATCH = 0.4
+LARGEST_PATCH = {"original": 1334, "fast": 1232, "small": 2048}
+BYTES_OF_PATCH = {"original": 10400, "fast": 6400, "small": 520}  # a pixel of its input, in float32
 # Measured with benchmarks/slides.py (docs/slides.md).
-BASE_BYTES = 0.7 * GIB  # the interpreter, torch and a network of the size of 'small' with its activations
+BASE_BYTES = 0.5 * GIB  # the interpreter, torch and a network
 WORKER_BYTES = 0.25 * GIB
 BYTES_OF_MAPS = 15  # a pixel: image, probability, hv
 BYTES_OF_POST_PROC = 90  # a pixel of the cut-out that is post-processed
 WINDOWS_IN_MEMORY = 4  # being read, in the network, waiting, joined
 BYTES_OF_NUCLEUS = 1600  # in all files and the journal
-NUCLEI_PER_MM2 = 4000  # of tissue: dense
 TYPICAL_NUCLEI_PER_MM2 = 2500
 
 
-def memory_bytes(window: int, nr_types: int, workers: int) -> float:
+def largest_patch(mode: str, device: str, most_gib: float | None) -> int:
+    """Input px a side of the network's patches on a device ('cpu' or other).
+
+    It follows from what is asked alone, and not from the memory that happens to be free: a run that goes on another day
+    must go on with the same.
+    """
+    if device != "cpu":
+        return LARGEST_PATCH[mode]
+    bytes_of_patch = (most_gib or USUAL_GIB[mode]) * GIB * SHARE_OF_PATCH
+    return min(LARGEST_PATCH[mode], math.isqrt(int(bytes_of_patch / BYTES_OF_PATCH[mode])))
+
+
+def memory_bytes(window: int, nr_types: int, workers: int, patch_bytes: float) -> float:
     """Estimate of the peak resident memory of a run. nr_types: 0 for none. workers: processes of their own."""
     maps = BYTES_OF_MAPS + (1 + 2 * nr_types if nr_types else 0)
     cut_out = (window + 2 * MARGIN) ** 2
     jobs = max(1, 2 * workers)
     held = cut_out * maps * (WINDOWS_IN_MEMORY + jobs)
-    return BASE_BYTES + held + max(1, workers) * cut_out * BYTES_OF_POST_PROC + workers * WORKER_BYTES
+    own = BASE_BYTES + patch_bytes + workers * WORKER_BYTES
+    return own + held + max(1, workers) * cut_out * BYTES_OF_POST_PROC
 
 
 def choose_window(asked: int | None, most_gib: float | None, nr_types: int, workers: int) -> int:
-    """px a side of a window: as asked, or as large as memory allows, in whole blocks.
+    """px a side of a window: as asked, or as large as memory allows.
 
     Raises RecipeError where no window fits `most_gib`. The result does not depend on it, only speed.
     """
-    if asked is not None:
-        window = max(BLOCK * math.ceil(asked / BLOCK), SMALLEST_WINDOW)
-        choices = [window]
-    else:
-        choices = [size for size in range(USUAL_WINDOW, SMALLEST_WINDOW - 1, -256)]
+    choices = range(USUAL_WINDOW, SMALLEST_WINDOW - 1, -256) if asked is None else [max(asked, SMALLEST_WINDOW)]
+    needed = 0.0
     for window in choices:
-        needed = memory_bytes(window, nr_types, workers)
+        needed = memory_bytes(window, nr_types, workers, (most_gib or 0) * GIB * SHARE_OF_PATCH)
         if most_gib is None or needed <= most_gib * GIB:
             return window
     raise RecipeError(
-        f"--max_memory={most_gib:g} is too small: {needed / GIB:.1f} GiB are needed at least; give more, or a smaller "
-        "--tile_shape, or fewer --nr_post_proc_workers."
+        f"--max_memory={most_gib:g} is too small: {needed / GIB / (1 - SHARE_OF_PATCH):.1f} GiB are needed at least; "
+        "give more, or a smaller --tile_shape, or fewer --nr_post_proc_workers."
     )
 
 
@@ -80,7 +92,7 @@ def estimate(plan: SlidePlan, seconds_per_megapixel: float) -> Estimate:
     return Estimate(len(boxes), mm2, disk, pixels / 1e6 * seconds_per_megapixel)
 
 
-def time_network(segmenters: Sequence[WindowSegmenter]) -> float:
+def time_network(segmenters: Sequence[SlideSegmenter]) -> float:
     """Seconds per megapixel, of one megapixel or so of noise, warmed up; devices work at the same time."""
     side = 1024
     image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
@@ -102,8 +114,3 @@ def duration(seconds: float) -> str:
 def size(count: float) -> str:
     """'12 MB' or '3.4 GB'."""
     return f"{count / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"
-
-
-def cache_of(output_dir: Path, cache_path: str | None) -> Path:
-    """Where journals lie."""
-    return Path(cache_path) if cache_path else output_dir / ".journal"

@@ -11,23 +11,29 @@ from hovernet_cyclic.core.geometry import contains_point, overlap, shift, within
 from hovernet_cyclic.core.label_maps import extract_nuclei
 from hovernet_cyclic.core.types import BoolArray, Box, Int32Array
 from infer.clusters import Clusters, find_clusters, first_pixel
+from infer.finish import TileJob
 from infer.geojson import outlines
 from infer.journal import Key
 from infer.measurements import Mpp, centroid, measure
 from infer.nucleus_table import Described, NucleusTable, shifted
-from infer.plain_engine import TileJob
 from infer.slide_record import OpenCluster, pack
 from models.hovernet.post_proc import segment
 
 
 class SlideKey(NamedTuple):
-    """What a job is for. key: of its record. owns: a nucleus counts if its centroid is in one of these. seeds: (row,
-    column) of a pixel of each cluster that is asked for; empty for all that are whole.
+    """What a job is for. slide: its name. key: of its record. owns: a nucleus counts if its centroid is in one of these.
+
+    seeds: (row, column) of a pixel of each cluster that is asked for; empty for all that are whole.
     """
 
+    slide: str
     key: Key
     owns: tuple[Box, ...]
     seeds: tuple[tuple[int, int], ...] = ()
+
+    def __str__(self) -> str:
+        own = self.owns[0]
+        return f"{self.slide}, rows {own.top} to {own.bottom}, columns {own.left} to {own.right}"
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def slide_settings(
     """How slides are segmented. wanted: of `checked_wsi`; shared: the options before the mode. mpp: um/px of the
     network, None where it does not say. precision: of its arithmetic. Raises RecipeError.
     """
-    from infer.slide_estimate import choose_window
+    from infer.slide_estimate import GIB, SHARE_OF_PATCH, choose_window
     from infer.slide_outputs import SlideFolder
     from infer.slide_plan import SlideRequest
     from infer.slides import SlideSettings
@@ -82,6 +82,7 @@ def slide_settings(
         nr_types=nr_types,
         readers=max(1, shared["nr_inference_workers"]),
         workers=workers,
+        patch_bytes=(wanted["max_memory"] or 3.0) * GIB * SHARE_OF_PATCH,
     )
 
 

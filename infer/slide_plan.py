@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,8 +14,9 @@ from dataloader.readers.faults import is_remote
 from dataloader.slides import SlideScale, SlideView, open_slide, slide_scale, view_at, whole
 from dataloader.tissue import TissueMask, TissueSettings, find_tissue, given_mask, read_coarsely
 from hovernet_cyclic.core.errors import SlideError
-from hovernet_cyclic.core.geometry import intersect, overlap, slide_tiles
-from hovernet_cyclic.core.types import BoolArray, Box, Int64Array, RawMaps, SlideReader, SlideTile
+from hovernet_cyclic.core.geometry import Shape, intersect, overlap, slide_tiles
+from hovernet_cyclic.core.types import BoolArray, Box, Int64Array, Pixels, RawMaps, SlideReader, SlideTile
+from infer.engine import WindowSegmenter
 from infer.journal import TILE, Key
 
 BLOCK = 64  # px: the network is asked block by block, at the same places whatever the windows
@@ -30,7 +31,7 @@ class SlideRequest:
 
     mpp: um/px of the network. slide_mpp: of the slides' finest level where the user says it. region: (x, y, width,
     height) in px of level 0, or None. mask_dir: folder of given tissue masks. find_tissue: False takes the whole slide.
-    window: px a side, a multiple of BLOCK.
+    window: px a side, about: it is made of whole patches.
     """
 
     mpp: float
@@ -40,6 +41,18 @@ class SlideRequest:
     find_tissue: bool = True
     window: int = 2048
     tissue: TissueSettings = field(default_factory=TissueSettings)
+
+
+class SlideSegmenter(WindowSegmenter, Protocol):
+    """A network on a device, as `NetworkSegmenter` is one. margin: px that it sees round a window."""
+
+    margin: int
+
+    def cell(self, whole: Shape) -> Shape:
+        """(h, w) px that one patch answers for in a slide of (H, W) px."""
+
+    def raw_maps_of(self, pixels: Pixels) -> RawMaps:
+        """RawMaps of `pixels.wanted`."""
 
 
 class PlannedTile(NamedTuple):
@@ -107,8 +120,8 @@ class SlidePlan:
         }
 
 
-def plan_slide(path: str, name: str, request: SlideRequest) -> SlidePlan:
-    """Open a slide and lay out the work. Raises SlideError for one that cannot be used."""
+def plan_slide(path: str, name: str, request: SlideRequest, cell: Callable[[Shape], Shape]) -> SlidePlan:
+    """Open a slide and lay out the work. cell: of the network. Raises SlideError for a slide that cannot be used."""
     reader = open_slide(path)
     scale = slide_scale(reader, request.slide_mpp)
     view = view_at(reader, scale, request.mpp)
@@ -116,8 +129,9 @@ def plan_slide(path: str, name: str, request: SlideRequest) -> SlidePlan:
     mask, mask_source = _mask(reader, scale, name, request)
     tissue = None if mask is None else TissueMask(mask, view.shape)
     active = ActiveArea(_active_blocks(view, tissue))
-    grid = slide_tiles(view.shape, request.window, MARGIN)
-    across = -(-view.shape[1] // request.window)
+    window = window_shape(cell(view.shape), request.window)
+    grid = slide_tiles(view.shape, window, MARGIN)
+    across = -(-view.shape[1] // window[1])
     tiles = tuple(
         PlannedTile(Key(TILE, *divmod(i, across)), tile, overlap(tile.own, region) and active.touches(tile.read))
         for i, tile in enumerate(grid)
@@ -130,6 +144,12 @@ def plan_slide(path: str, name: str, request: SlideRequest) -> SlidePlan:
         "tissue": mask_source,
     }
     return SlidePlan(name, reader, scale, view, region, tissue, active, tiles, identity)
+
+
+def window_shape(cell: Shape, about: int) -> Shape:
+    """(h, w) px of a window: so many whole patches that it is about `about` px a side, and twice the margin at least."""
+    height, width = (side * max(1, round(about / side), math.ceil(2 * MARGIN / side)) for side in cell)
+    return height, width
 
 
 def _region(view: SlideView, region: tuple[int, int, int, int] | None, path: str) -> Box:

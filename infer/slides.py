@@ -17,11 +17,10 @@ from dataloader.slides import SLIDE_SUFFIXES
 from hovernet_cyclic.core.errors import HoverNetCyclicError, SlideError
 from infer.folder_lock import FolderLock
 from infer.journal import Journal
-from infer.plain_engine import WindowSegmenter
 from infer.slide_estimate import Estimate, duration, estimate, memory_bytes, size, time_network
 from infer.slide_finish import SlideFinisher
 from infer.slide_outputs import SlideFolder
-from infer.slide_plan import MARGIN, SlidePlan, SlideRequest, plan_slide
+from infer.slide_plan import MARGIN, SlidePlan, SlideRequest, SlideSegmenter, plan_slide
 from infer.wsi import Progress, SlideRun
 
 
@@ -43,7 +42,7 @@ class SlideFiles(NamedTuple):
 class SlideSettings:
     """How slides are segmented. network: plain values that name the weights and their arithmetic. cache: for journals.
 
-    nr_types: 0 for none. readers, workers: see SlideRun.
+    nr_types: 0 for none. readers, workers: see SlideRun. patch_bytes: memory of a patch in the network, at most.
     """
 
     request: SlideRequest
@@ -53,6 +52,7 @@ class SlideSettings:
     nr_types: int = 0
     readers: int = 1
     workers: int = 0
+    patch_bytes: float = 0.0
     quiet: bool = False
 
 
@@ -106,7 +106,7 @@ def _name(path: str) -> str:
 
 
 def segment_slides(
-    slides: Sequence[SlideFile], segmenters: Sequence[WindowSegmenter], settings: SlideSettings
+    slides: Sequence[SlideFile], segmenters: Sequence[SlideSegmenter], settings: SlideSettings
 ) -> Iterator[SlideResult]:
     """Segment slides and write their files, one SlideResult each as it ends. Raises RecipeError where another run holds
     the folder of results, or it cannot be written to.
@@ -135,20 +135,20 @@ def slide_fault(path: str, error: BaseException) -> str:
     return f"{path}: it failed in an unexpected way ({type(error).__name__}: {error}): please report this."
 
 
-def _segment(slide: SlideFile, segmenters: Sequence[WindowSegmenter], settings: SlideSettings) -> SlideResult:
-    plan = plan_slide(slide.path, slide.name, settings.request)
+def _segment(slide: SlideFile, segmenters: Sequence[SlideSegmenter], settings: SlideSettings) -> SlideResult:
+    plan = plan_slide(slide.path, slide.name, settings.request, segmenters[0].cell)
     try:
         return _segment_plan(plan, segmenters, settings)
     finally:
         plan.reader.close()
 
 
-def _segment_plan(plan: SlidePlan, segmenters: Sequence[WindowSegmenter], settings: SlideSettings) -> SlideResult:
+def _segment_plan(plan: SlidePlan, segmenters: Sequence[SlideSegmenter], settings: SlideSettings) -> SlideResult:
     identity = {**plan.identity, "network": dict(settings.network), "types": _named_types(settings)}
     before = settings.outputs.info(plan.name)
     if before is not None and before.get("identity") == _plain(identity):
         return _result(plan, before, "skipped")
-    journal = Journal(settings.cache / plan.name, {**identity, "window": settings.request.window, "margin": MARGIN})
+    journal = Journal(settings.cache / plan.name, {**identity, "grid": _grid(plan)})
     if journal.started_over:
         print(
             f"{plan.name}: an unfinished run with other settings is given up, and the slide begun anew.",
@@ -166,6 +166,12 @@ def _segment_plan(plan: SlidePlan, segmenters: Sequence[WindowSegmenter], settin
             raise
     journal.remove()
     return _result(plan, info, "done")
+
+
+def _grid(plan: SlidePlan) -> list[Any]:
+    """What decides which records there are."""
+    first = plan.tiles[0].tile
+    return [list(first.window), list(first.own), MARGIN]
 
 
 def _named_types(settings: SlideSettings) -> dict[str, Any]:
@@ -211,7 +217,7 @@ def table(results: Sequence[SlideResult]) -> str:
 
 
 def segment_and_report(
-    slides: Sequence[SlideFile], segmenters: Sequence[WindowSegmenter], settings: SlideSettings
+    slides: Sequence[SlideFile], segmenters: Sequence[SlideSegmenter], settings: SlideSettings
 ) -> list[str]:
     """Segment slides, say what fails as it fails, and print a table at the end. Returns the faults."""
     results = []
@@ -223,14 +229,14 @@ def segment_and_report(
     return [result.fault for result in results if result.fault]
 
 
-def dry_run(slides: Sequence[SlideFile], segmenters: Sequence[WindowSegmenter], settings: SlideSettings) -> list[str]:
+def dry_run(slides: Sequence[SlideFile], segmenters: Sequence[SlideSegmenter], settings: SlideSettings) -> list[str]:
     """Print what would be done of each slide; returns the faults of those that cannot be used."""
     rate = time_network(segmenters)
     faults: list[str] = []
     total = Estimate(0, 0.0, 0, 0.0)
     for slide in slides:
         try:
-            plan = plan_slide(slide.path, slide.name, settings.request)
+            plan = plan_slide(slide.path, slide.name, settings.request, segmenters[0].cell)
         except HoverNetCyclicError as error:
             faults.append(str(error))
             continue
@@ -238,7 +244,7 @@ def dry_run(slides: Sequence[SlideFile], segmenters: Sequence[WindowSegmenter], 
         plan.reader.close()
         total = Estimate(*(a + b for a, b in zip(_values(total), _values(one), strict=True)))
         print(_described(plan, one))
-    needed = memory_bytes(settings.request.window, settings.nr_types, settings.workers)
+    needed = memory_bytes(settings.request.window, settings.nr_types, settings.workers, settings.patch_bytes)
     print(
         f"Altogether: {total.windows} windows of {settings.request.window} px, {total.mm2:.1f} mm2, about "
         f"{duration(total.seconds)}, {size(total.disk)} on disk, {size(needed)} of memory."

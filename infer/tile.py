@@ -6,10 +6,9 @@ import contextlib
 import os
 import sys
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +16,9 @@ from tqdm import tqdm
 
 from dataloader.images import IMAGE_SUFFIXES, list_images, read_rgb
 from hovernet_cyclic.core.errors import DatasetError, RecipeError
-from hovernet_cyclic.core.types import Segmenter, UInt8Array
-from infer.finish import Finisher, Outcome, TileJob, failure_sentence, finish_all
+from hovernet_cyclic.core.types import Pixels, whole_image
+from infer.engine import WindowSegmenter, Work, through_networks
+from infer.finish import Finisher, finish_all
 
 
 class Workers(NamedTuple):
@@ -80,22 +80,28 @@ def check_writable(output_dir: Path) -> None:
 
 
 def segment_folder(
-    segmenter: Segmenter, images: Sequence[Path], finisher: Finisher, workers: Workers = NO_WORKERS, quiet: bool = False
+    segmenters: Sequence[WindowSegmenter],
+    images: Sequence[Path],
+    finisher: Finisher,
+    workers: Workers = NO_WORKERS,
+    quiet: bool = False,
 ) -> Summary:
     """Segment image files and write their results; a file that cannot be processed is named and the others go on.
 
-    images: no two with the same stem. quiet: no progress bar. Of a file that failed no result is left, not even that of
-    an earlier run.
+    segmenters: one per device. images: no two with the same stem. quiet: no progress bar. Of a file that failed no
+    result is left, not even that of an earlier run.
     """
     begin = time.monotonic()
-    outcomes = finish_all(_through_network(segmenter, images, workers.read), finisher, workers.finish)
+    works = (Work(path, partial(_load, path)) for path in images)
+    outcomes = finish_all(through_networks(works, segmenters, workers.read), finisher, workers.finish)
     nuclei, failures = 0, []
     with tqdm(total=len(images), unit="tile", disable=quiet, dynamic_ncols=True, mininterval=_interval()) as bar:
         for outcome in outcomes:
-            nuclei += outcome.nuclei
+            nuclei += outcome.result or 0
             if outcome.failure is not None:
+                assert isinstance(outcome.key, Path)
                 with contextlib.suppress(OSError):  # the disk's refusal is in the failure's own sentence
-                    finisher.outputs.discard(outcome.path.stem)
+                    finisher.outputs.discard(outcome.key.stem)
                 failures.append(outcome.failure)
                 bar.write(outcome.failure, file=sys.stderr)
             bar.set_postfix_str(f"{nuclei} nuclei", refresh=False)
@@ -108,24 +114,5 @@ def _interval() -> float:
     return 0.1 if sys.stderr.isatty() else 10.0
 
 
-def _through_network(segmenter: Segmenter, images: Sequence[Path], readers: int) -> Iterator[TileJob | Outcome]:
-    for path, reading in _read_ahead(images, readers):
-        try:
-            image = reading.result()
-            yield TileJob(path, image, segmenter.raw_maps(image))
-        except Exception as error:  # one tile's fault, whatever it is, must not end the others
-            yield Outcome(path, failure=failure_sentence(path, error))
-
-
-def _read_ahead(images: Iterable[Path], readers: int) -> Iterator[tuple[Path, Future[UInt8Array]]]:
-    """The images in order, `readers` of them read ahead in as many threads."""
-    pool = ThreadPoolExecutor(max(readers, 1))
-    waiting: deque[tuple[Path, Future[UInt8Array]]] = deque()
-    try:
-        for path in images:
-            waiting.append((path, pool.submit(read_rgb, path)))
-            if len(waiting) > readers:
-                yield waiting.popleft()
-        yield from waiting
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _load(path: Path) -> Pixels:
+    return whole_image(read_rgb(path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,10 +14,11 @@ from hovernet_cyclic.core.errors import SlideError, UnreadableRegionError
 from hovernet_cyclic.core.geometry import grow, intersect, within
 from hovernet_cyclic.core.types import Box, Pixels, UInt8Array
 from infer.clusters import REACH, find_clusters
+from infer.engine import Work, through_networks
+from infer.finish import Outcome, TileJob, finish_all
 from infer.journal import CLUSTER, TILE, Journal, Key
-from infer.plain_engine import Outcome, TileJob, WindowSegmenter, Work, finish_all, through_networks
 from infer.slide_finish import SlideFinisher, SlideKey
-from infer.slide_plan import BLOCK, MARGIN, PlannedTile, SlidePlan
+from infer.slide_plan import BLOCK, MARGIN, PlannedTile, SlidePlan, SlideSegmenter
 from infer.slide_record import OpenCluster, head_of, read_head, with_unreadable
 from infer.strips import Piece, Strips, join
 
@@ -42,7 +43,7 @@ class SlideRun:
     """
 
     plan: SlidePlan
-    segmenters: Sequence[WindowSegmenter]
+    segmenters: Sequence[SlideSegmenter]
     finisher: SlideFinisher
     journal: Journal
     readers: int = 1
@@ -66,16 +67,17 @@ class SlideRun:
             nuclei += self._record(outcome)
             self.told(Progress(count, len(wanted), nuclei))
 
-    def _record(self, outcome: Outcome) -> int:
+    def _record(self, outcome: Outcome[bytes]) -> int:
         if outcome.failure is not None:
             raise SlideError(outcome.failure)
         assert isinstance(outcome.key, SlideKey)
-        content: bytes = outcome.result
+        content = outcome.result
+        assert content is not None
         boxes = self._unreadable.pop(outcome.key.key, ())
         self.journal.append(outcome.key.key, with_unreadable(content, boxes) if boxes else content)
         return read_head(content).nuclei
 
-    def _tile_jobs(self, todo: list[PlannedTile]) -> Iterator[TileJob | Outcome]:
+    def _tile_jobs(self, todo: list[PlannedTile]) -> Iterator[TileJob | Outcome[Any]]:
         """The tiles' cut-outs, each as soon as the last window that it needs is there."""
         windows = self.plan.windows_for(todo)
         works = (Work(tile.key, partial(self._load, tile)) for tile in self.plan.tiles if tile.key in windows)
@@ -93,7 +95,7 @@ class SlideRun:
                 strips.keep(tile.key.row, tile.key.column, piece)
                 pieces.append(piece)
             if tile.key in waiting:
-                key = SlideKey(tile.key, (tile.tile.own,))
+                key = SlideKey(self.plan.name, tile.key, (tile.tile.own,))
                 joined = join(pieces, tile.tile.read)
                 yield TileJob(key, joined.image, joined.raw, tile.tile.read)
 
@@ -104,7 +106,7 @@ class SlideRun:
             self._unreadable[tile.key] = unreadable
         return pixels
 
-    def _cluster_jobs(self) -> Iterator[TileJob | Outcome]:
+    def _cluster_jobs(self) -> Iterator[TileJob | Outcome[Any]]:
         """A cut-out for each cluster that no tile held whole."""
         for i, cluster in enumerate(open_clusters(self.journal)):
             key = Key(CLUSTER, i, 0)
@@ -132,7 +134,9 @@ class SlideRun:
             if piece.box.height * piece.box.width >= self.largest:
                 break
             growth *= 2
-        return TileJob(SlideKey(key, (cluster.own,), (cluster.seed,)), piece.image, piece.raw, piece.box)
+        return TileJob(
+            SlideKey(self.plan.name, key, (cluster.own,), (cluster.seed,)), piece.image, piece.raw, piece.box
+        )
 
     def _piece(self, box: Box) -> Piece:
         """The maps of a box, asked for anew."""

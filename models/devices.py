@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -46,16 +47,24 @@ class Device:
 
 
 def choose_device(gpu: str | None, precision: str = "auto") -> Device:
-    """The device of `--gpu` at the precision of `--precision`.
+    """The first of `choose_devices`, and a line on stdout where others are left idle."""
+    first, *others = choose_devices(gpu, precision)
+    if others:
+        print(f"--gpu={gpu}: this version uses one device, and takes {first.torch_device.index}.")
+    return first
 
-    gpu: None (the first GPU if there is one, else the CPU), 'cpu', or a comma list of ids, of which the first is taken.
-    precision: 'fp32', 'bf16', or 'auto': bf16 where the device multiplies it itself. Raises RecipeError for others.
+
+def choose_devices(gpu: str | None, precision: str = "auto") -> list[Device]:
+    """The devices of `--gpu` at the precision of `--precision`, each once.
+
+    gpu: None (the first GPU if there is one, else the CPU), 'cpu', or a comma list of ids. precision: 'fp32', 'bf16',
+    or 'auto': bf16 where the device multiplies it itself. Raises RecipeError for others.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpu is None:
         gpu = "0" if count else "cpu"
     if gpu == "cpu":
-        return Device(torch.device("cpu"), _dtype(precision, _cpu_has_bfloat16()))
+        return [Device(torch.device("cpu"), _dtype(precision, _cpu_has_bfloat16()))]
     ids = gpu.split(",")
     # isdecimal alone would let numerals of other scripts pass.
     if not all(name.isascii() and name.isdecimal() for name in ids):
@@ -64,9 +73,10 @@ def choose_device(gpu: str | None, precision: str = "auto") -> Device:
         raise RecipeError(f"--gpu={gpu}: this machine has no GPU that torch can use: give --gpu=cpu.")
     if max(map(int, ids)) >= count:
         raise RecipeError(f"--gpu={gpu}: this machine has {count} GPUs: use ids below {count}, or --gpu=cpu.")
-    if len(ids) > 1:
-        print(f"--gpu={gpu}: this version uses one device, and takes {ids[0]}.")
-    return Device(torch.device("cuda", int(ids[0])), _dtype(precision, torch.cuda.is_bf16_supported()))
+    numbers = dict.fromkeys(map(int, ids))
+    return [
+        Device(torch.device("cuda", number), _dtype(precision, torch.cuda.is_bf16_supported())) for number in numbers
+    ]
 
 
 def _dtype(precision: str, bfloat16_is_fast: bool) -> torch.dtype:
@@ -80,3 +90,35 @@ def _cpu_has_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 itself: without, autocast is slower than float32."""
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on a device, or None where that cannot be told."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+    return min(free, _left_to_the_container(free))
+
+
+def _left_to_the_container(free: int) -> int:
+    """What a container's own limit leaves, where it has one; reclaimable file pages count as free."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
+        cached = next(
+            int(line.split()[1])
+            for line in (group / "memory.stat").read_text().splitlines()
+            if line.startswith("file ")
+        )
+    except (OSError, StopIteration):
+        return free
+    return free if limit == "max" else max(0, int(limit) - int(used) + cached)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice, on a GPU or on the CPU."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

@@ -248,7 +248,7 @@ def test_stopped_by_hand(place, monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("infer.base.NetworkSegmenter.raw_maps", interrupt)
+    monkeypatch.setattr("infer.base.NetworkSegmenter.begin", interrupt)
     assert run_infer.main(command(place, out="stopped")) == 130
     assert capsys.readouterr().err.splitlines()[-1].startswith("Stopped.")
     assert not (place / "stopped").exists()

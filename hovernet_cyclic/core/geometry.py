@@ -69,31 +69,30 @@ def patch_lattice(tile_shape: Shape, patch_input_shape: Shape, patch_output_shap
     )
 
 
-def slide_tiles(slide_shape: Shape, window: int, margin: int) -> list[SlideTile]:
+def slide_tiles(slide_shape: Shape, window: Shape, margin: int) -> list[SlideTile]:
     """Cut a slide into windows for the network, and into tiles for post-processing that lag behind them.
 
-    slide_shape: (H, W) px at the working mpp. Row by row: the `window` boxes, `window` px a side, partition the slide,
-    and so do the `own` boxes, which lie `margin` px further up and left. A `read` box is its own box grown by `margin`
-    and clipped to the slide; so it ends where its window does, and with the windows of the tiles above and to the left
-    it is all there. Raises RecipeError for sizes that cannot work; an empty slide has no tiles.
+    slide_shape, window: (H, W) px at the working mpp. Row by row: the `window` boxes partition the slide, and so do the
+    `own` boxes, which lie `margin` px further up and left. A `read` box is its own box grown by `margin` and clipped to
+    the slide; so it ends where its window does, and with the windows of the tiles above and to the left it is all there.
+    Raises RecipeError for sizes that cannot work; an empty slide has no tiles.
     """
-    if window < 1 or margin < 0 or 2 * margin > window:
-        raise RecipeError(
-            f"Slide tiles of {window} px with a margin of {margin} px: give a size >= 1 of at least twice the margin."
-        )
-    height, width = slide_shape
-    slide = Box(0, 0, height, width)
+    slide = Box(0, 0, *slide_shape)
     tiles = []
-    for top, own_top, own_bottom in _lagging(height, window, margin):
-        for left, own_left, own_right in _lagging(width, window, margin):
+    for top, own_top, own_bottom in _lagging(slide_shape[0], window[0], margin):
+        for left, own_left, own_right in _lagging(slide_shape[1], window[1], margin):
             own = Box(own_top, own_left, own_bottom, own_right)
-            read = Box(top, left, min(top + window, height), min(left + window, width))
-            tiles.append(SlideTile(read=grow(own, margin, within=slide), own=own, window=read))
+            box = Box(top, left, min(top + window[0], slide.bottom), min(left + window[1], slide.right))
+            tiles.append(SlideTile(read=grow(own, margin, within=slide), own=own, window=box))
     return tiles
 
 
 def _lagging(length: int, window: int, margin: int) -> list[tuple[int, int, int]]:
     """(start of the window, start and end of the own box) along one axis."""
+    if window < 1 or margin < 0 or (window < length and 2 * margin > window):
+        raise RecipeError(
+            f"Slide tiles of {window} px with a margin of {margin} px: give a size >= 1 of at least twice the margin."
+        )
     starts = range(0, length, window)
     edges = [0, *(start - margin for start in starts[1:]), length]
     return [(start, edges[i], edges[i + 1]) for i, start in enumerate(starts)]

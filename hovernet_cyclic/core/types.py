@@ -40,19 +40,6 @@ class Box(NamedTuple):
         return self.right - self.left
 
 
-class Pixels(NamedTuple):
-    """Part of an image or slide, as read. Boxes are in px of the whole.
-
-    image: uint8 (H, W, 3) RGB of `box`. whole: (H, W) of the image or slide. wanted: where maps are wanted, inside
-    `box`.
-    """
-
-    image: UInt8Array
-    box: Box
-    whole: tuple[int, int]
-    wanted: Box
-
-
 @dataclass(frozen=True)
 class ImageTile:
     """One image to learn on or to segment.
@@ -257,6 +244,26 @@ class DataSplits:
     train_annotated: AnnotatedSource | None = None
     valid: AnnotatedSource | None = None
     test: dict[str, AnnotatedSource] = field(default_factory=dict)
+
+
+class Pixels(NamedTuple):
+    """A part of an image or slide as it was read, in px at the network's mpp.
+
+    image: uint8 (box.height, box.width, 3) RGB. box: what it covers. whole: (H, W) of the image or slide. wanted: where
+    an answer is wanted, inside `box`; top and left multiples of 64 (see infer/base.py).
+    """
+
+    image: UInt8Array
+    box: Box
+    whole: tuple[int, int]
+    wanted: Box
+
+
+def whole_image(image: UInt8Array) -> Pixels:
+    """An image, uint8 (H, W, 3) RGB, all of which was read and is wanted."""
+    height, width = image.shape[:2]
+    box = Box(0, 0, height, width)
+    return Pixels(image, box, (height, width), box)
 
 
 class Segmenter(Protocol):

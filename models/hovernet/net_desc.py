@@ -53,10 +53,15 @@ class _Sizes(NamedTuple):
     usual_input: int
     lost: int  # by how much the output is smaller than the input
     odd: int  # input sizes are 8 n + odd
+    reach: int  # px on each side of an output pixel, from which on the input cannot change it
 
 
 def _sizes(mode: str) -> _Sizes:
-    return {"original": _Sizes(270, 190, 6), "fast": _Sizes(256, 92, 0), "small": _Sizes(256, 64, 0)}[mode]
+    return {
+        "original": _Sizes(270, 190, 6, 155),
+        "fast": _Sizes(256, 92, 0, 104),
+        "small": _Sizes(256, 64, 0, 72),
+    }[mode]
 
 
 def patch_shapes(mode: str) -> PatchShapes:
@@ -74,6 +79,15 @@ def output_shape(mode: str, input_shape: tuple[int, int]) -> tuple[int, int]:
             raise ValueError(f"mode '{mode}' takes sizes of 8 n + {sizes.odd} px above {sizes.lost}, not {input_shape}")
     height, width = input_shape
     return height - sizes.lost, width - sizes.lost
+
+
+def margin(mode: str) -> int:
+    """How many px round a pixel decide on it, rounded up to what the strides allow: 155, 104 or 72.
+
+    The encoders pad with zeros. Where the input reaches so far beyond each pixel that is answered for, no answer sees
+    any of that padding, and it is the same whatever the size of the input and wherever it begins, in steps of 8 px.
+    """
+    return _sizes(mode).reach
 
 
 def input_shape(mode: str, wanted: tuple[int, int]) -> tuple[int, int]:
@@ -180,6 +194,13 @@ def _double(x: Tensor) -> Tensor:
 def count_parameters(net: nn.Module) -> int:
     """How many values `net` learns."""
     return sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
+
+
+def crop_output(output: HoVerOutput, shape: tuple[int, int]) -> HoVerOutput:
+    """The centre of an output, (h, w) px of it; where the rest is odd, the shorter side is at the top and left."""
+    wanted = output.np.new_empty((0, 0, *shape))
+    types = None if output.tp is None else crop_to(output.tp, wanted)
+    return HoVerOutput(crop_to(output.np, wanted), crop_to(output.hv, wanted), types)
 
 
 @torch.no_grad()

@@ -3,8 +3,10 @@ import pytest
 import torch
 
 from hovernet_cyclic.core.errors import RecipeError
+from hovernet_cyclic.core.geometry import grow
+from hovernet_cyclic.core.types import Box, Pixels, RawMaps
 from infer.base import NetworkSegmenter
-from models.hovernet.net_desc import HoVerNet, patch_shapes
+from models.hovernet.net_desc import HoVerNet, crop_output, margin
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +39,97 @@ def test_images_of_any_size(nets, shape):
 
 
 def test_one_patch_is_the_network_itself(nets):
-    net = nets[4]
-    shapes = patch_shapes("small")
-    image = picture(*shapes.output)
-    border = (shapes.input[0] - shapes.output[0]) // 2
-    padded = np.pad(image, ((border, border), (border, border), (0, 0)), mode="reflect")
+    net, image = nets[4], picture(160, 200)
+    padded = np.pad(image, ((72, 72), (72, 72), (0, 0)), mode="reflect")
     with torch.inference_mode():
-        output = net.eval()(torch.from_numpy(padded).permute(2, 0, 1)[None].float())
+        output = crop_output(net.eval()(torch.from_numpy(padded).permute(2, 0, 1)[None].float()), (160, 200))
     raw = NetworkSegmenter(net, "small", "cpu").raw_maps(image)
     np.testing.assert_allclose(raw.np_prob, output.np.softmax(1)[0, 1], atol=1e-5)
     np.testing.assert_allclose(raw.hv_map, output.hv[0].permute(1, 2, 0), atol=1e-5)
     assert np.mean(raw.type_map == output.tp[0].argmax(0).numpy()) > 0.9999
+
+
+def same(first, second, atol):
+    np.testing.assert_allclose(first.np_prob, second.np_prob, rtol=0, atol=atol)
+    np.testing.assert_allclose(first.hv_map, second.hv_map, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_the_answer_does_not_depend_on_the_size_of_patches(nets, dtype, rounding):
+    """But for rounding: kernels are chosen by size. With a margin of 32 px it differs by 0.1 and more."""
+    image = picture(250, 330)
+    whole, *others = (
+        NetworkSegmenter(nets[None], "small", "cpu", dtype=dtype, largest_patch=side) for side in (None, 300, 208)
+    )
+    assert [segmenter.cell((250, 330)) for segmenter in (whole, *others)] == [(256, 336), (128, 128), (64, 64)]
+    for segmenter in others:
+        same(segmenter.raw_maps(image), whole.raw_maps(image), rounding)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [Box(0, 0, 64, 64), Box(64, 128, 201, 330), Box(192, 0, 250, 330)])
+def test_a_window_of_an_image_gets_what_the_whole_gets(nets, dtype, window):
+    image = picture(250, 330)
+    segmenter = NetworkSegmenter(nets[None], "small", "cpu", dtype=dtype)
+    read = grow(window, segmenter.margin, within=Box(0, 0, 250, 330))
+    part = image[read.top : read.bottom, read.left : read.right]
+    answer = segmenter.raw_maps_of(Pixels(part, read, (250, 330), window))
+    whole = segmenter.raw_maps(image)
+    rows, columns = slice(window.top, window.bottom), slice(window.left, window.right)
+    same(answer, RawMaps(whole.np_prob[rows, columns], whole.hv_map[rows, columns]), atol=0)
+
+
+@pytest.mark.parametrize("mode", ["small", "fast"])
+def test_nothing_beyond_the_margin_changes_an_answer(mode):
+    """Zeros next to the image stand in for what convolutions pad: were they seen, the answer would change."""
+    torch.manual_seed(0)
+    net, answered = HoVerNet(mode).eval(), 8
+    side = answered + 2 * margin(mode)
+    images = torch.randint(0, 256, (1, 3, side, side)).float()
+    with torch.no_grad():
+        answer = crop_output(net(images), (answered, answered))
+        wider = crop_output(net(torch.nn.functional.pad(images, (8, 8, 8, 8), value=255)), (answered, answered))
+    np.testing.assert_allclose(wider.np, answer.np, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(wider.hv, answer.hv, rtol=1e-3, atol=1e-4)
+
+
+class Greedy:
+    """Lets a network fail for want of memory on more than `limit` px of input at a time, as torch does."""
+
+    def __init__(self, net, limit, message="CUDA out of memory. Tried to allocate 2.00 GiB"):
+        self._answer, self.limit, self.error, self.seen = net.forward, limit, torch.OutOfMemoryError(message), []
+        net.forward = self
+
+    def __call__(self, images):
+        self.seen.append(tuple(images.shape))
+        if images.shape[0] * images.shape[-1] * images.shape[-2] > self.limit:
+            raise self.error
+        return self._answer(images)
+
+
+def test_when_memory_is_short_in_the_middle_nothing_is_lost(capsys):
+    torch.manual_seed(0)
+    net, image = HoVerNet("small"), picture(600, 200)
+    wanted = NetworkSegmenter(net, "small", "cpu").raw_maps(image)
+    segmenter = NetworkSegmenter(net, "small", "cpu", 2, largest_patch=464)
+    greedy = Greedy(net, limit=300 * 344)
+    same(segmenter.raw_maps(image), wanted, 1e-5)
+    said = capsys.readouterr().err
+    assert "1 patches at a time" in said and "patches of 232 px in place of 464 px" in said and "cpu" in said
+    before = len(greedy.seen)
+    segmenter.raw_maps(image)
+    assert capsys.readouterr().err == "" and max(greedy.seen[before:])[-1] <= 232  # it has learnt
+
+
+def test_memory_that_suffices_for_nothing_is_an_error(nets):
+    net = HoVerNet("small")
+    Greedy(net, limit=10)
+    with pytest.raises(torch.OutOfMemoryError):
+        NetworkSegmenter(net, "small", "cpu").raw_maps(picture(90, 90))
+    net = HoVerNet("small")
+    Greedy(net, limit=10).error = RuntimeError("a fault of another kind")
+    with pytest.raises(RuntimeError, match="another kind"):
+        NetworkSegmenter(net, "small", "cpu").raw_maps(picture(90, 90))
 
 
 def test_a_network_in_training_stays_in_training_and_keeps_its_statistics(nets):

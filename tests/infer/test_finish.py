@@ -5,20 +5,20 @@ import numpy as np
 import pytest
 
 from hovernet_cyclic.core.errors import DatasetError
-from hovernet_cyclic.core.types import RawMaps
+from hovernet_cyclic.core.types import Box, RawMaps
 from infer.finish import Outcome, TileJob, failure_sentence, finish_all
 
 
 def job(name):
     maps = RawMaps(np.zeros((4, 4), np.float32), np.zeros((4, 4, 2), np.float32))
-    return TileJob(Path(name), np.zeros((4, 4, 3), np.uint8), maps)
+    return TileJob(Path(name), np.zeros((4, 4, 3), np.uint8), maps, Box(0, 0, 4, 4))
 
 
 class Fake:
     """Finishes by name; an object of a class here can be sent to a new process."""
 
     def __call__(self, tile_job):
-        name = tile_job.path.stem
+        name = tile_job.key.stem
         if name == "kill":
             os._exit(9)
         if name == "bad":
@@ -36,7 +36,7 @@ def importable(tmp_path_factory):
         "import os\nfrom hovernet_cyclic.core.errors import DatasetError\n"
         "class Fake:\n"
         "    def __call__(self, tile_job):\n"
-        "        name = tile_job.path.stem\n"
+        "        name = tile_job.key.stem\n"
         "        if name == 'kill':\n            os._exit(9)\n"
         "        if name == 'bad':\n            raise DatasetError('bad.png is bad: mend it.')\n"
         "        if name == 'odd':\n            raise KeyError('seven')\n"
@@ -53,9 +53,9 @@ NAMES = ["1.png", "bad.png", "2.png", "odd.png", "3.png"]
 
 
 def check(outcomes):
-    found = {outcome.path.name: outcome for outcome in outcomes}
+    found = {outcome.key.name: outcome for outcome in outcomes}
     assert len(found) == len(outcomes)
-    assert {name: found[name].nuclei for name in ("1.png", "2.png", "3.png")} == {"1.png": 1, "2.png": 2, "3.png": 3}
+    assert {name: found[name].result for name in ("1.png", "2.png", "3.png")} == {"1.png": 1, "2.png": 2, "3.png": 3}
     assert found["bad.png"].failure == "bad.png is bad: mend it."
     assert found["odd.png"].failure.startswith("odd.png: it failed in an unexpected way (KeyError: 'seven')")
     return found

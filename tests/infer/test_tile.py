@@ -26,6 +26,10 @@ class DrawnSegmenter:
             raise MemoryError
         return RawMaps((image[..., 0] > 200).astype(np.float32), hv_map)
 
+    def begin(self, pixels):
+        raw = self.raw_maps(pixels.image)
+        return lambda: raw
+
 
 def picture(count=3):
     image = np.full((36, 40, 3), 50, np.uint8)
@@ -53,7 +57,7 @@ def names(path):
 @pytest.mark.parametrize("workers", [Workers(0, 0), Workers(2, 2)])
 def test_every_tile_gets_its_files(folder, tmp_path, workers):
     out = tmp_path / "out"
-    summary = segment_folder(DrawnSegmenter(), list_tiles(folder).images, finisher(out), workers, quiet=True)
+    summary = segment_folder([DrawnSegmenter()], list_tiles(folder).images, finisher(out), workers, quiet=True)
     assert (summary.done, summary.nuclei, summary.failures) == (4, 0 + 1 + 2 + 3, ())
     kinds = (("geojson", "geojson"), ("json", "json"), ("mat", "mat"), ("overlay", "png"))
     assert names(out) == [f"{kind}/im{count}.{suffix}" for kind, suffix in kinds for count in range(4)]
@@ -65,12 +69,12 @@ def test_every_tile_gets_its_files(folder, tmp_path, workers):
 
 def test_a_bad_tile_is_named_and_leaves_nothing_of_an_earlier_run(folder, tmp_path, capsys):
     out = tmp_path / "out"
-    segment_folder(DrawnSegmenter(), list_tiles(folder).images, finisher(out), quiet=True)
+    segment_folder([DrawnSegmenter()], list_tiles(folder).images, finisher(out), quiet=True)
     (folder / "im1.png").write_bytes((folder / "im1.png").read_bytes()[:-30])
     greedy = picture(2)
     greedy[0, 0, 2] = 77
     write_png(folder / "im2.png", greedy)
-    summary = segment_folder(DrawnSegmenter(), list_tiles(folder).images, finisher(out), Workers(1, 0), quiet=True)
+    summary = segment_folder([DrawnSegmenter()], list_tiles(folder).images, finisher(out), Workers(1, 0), quiet=True)
     assert (summary.done, summary.nuclei) == (2, 0 + 3)
     torn, memory = summary.failures
     assert str(folder / "im1.png") in torn and "damaged" in torn
@@ -83,18 +87,18 @@ def test_a_bad_tile_is_named_and_leaves_nothing_of_an_earlier_run(folder, tmp_pa
 def test_a_disk_that_refuses_fails_the_tile_and_leaves_no_part_of_it(folder, tmp_path):
     out = tmp_path / "out"
     (out / "overlay" / "im2.png").mkdir(parents=True)  # no file can take this place
-    summary = segment_folder(DrawnSegmenter(), list_tiles(folder).images, finisher(out), quiet=True)
+    summary = segment_folder([DrawnSegmenter()], list_tiles(folder).images, finisher(out), quiet=True)
     assert summary.done == 3 and len(summary.failures) == 1
     assert summary.failures[0].startswith(f"{folder / 'im2.png'}: its results cannot be written (Is a directory)")
     assert {file.split("/")[1].split(".")[0] for file in names(out)} == {"im0", "im1", "im3"}
     blocked = tmp_path / "blocked"
     blocked.write_text("a file where the folder should be")
-    summary = segment_folder(DrawnSegmenter(), list_tiles(folder).images[:2], finisher(blocked), quiet=True)
+    summary = segment_folder([DrawnSegmenter()], list_tiles(folder).images[:2], finisher(blocked), quiet=True)
     assert summary.done == 0 and len(summary.failures) == 2
 
 
 def test_the_bar_counts_tiles_and_nuclei(folder, tmp_path, capsys):
-    segment_folder(DrawnSegmenter(), list_tiles(folder).images, finisher(tmp_path / "out"))
+    segment_folder([DrawnSegmenter()], list_tiles(folder).images, finisher(tmp_path / "out"))
     printed = capsys.readouterr().err
     assert "4/4" in printed and "tile" in printed and "6 nuclei" in printed
 
@@ -121,7 +125,7 @@ def test_two_files_of_one_name_are_refused(folder):
 
 def test_an_unknown_variant_is_refused_for_each_tile(folder, tmp_path):
     bad = Finisher(OutputFolder(tmp_path / "out", default_type_info(None)), "magic")
-    summary = segment_folder(DrawnSegmenter(), list_tiles(folder).images[:1], bad, quiet=True)
+    summary = segment_folder([DrawnSegmenter()], list_tiles(folder).images[:1], bad, quiet=True)
     assert summary.done == 0 and isinstance(summary.failures[0], str) and "magic" in summary.failures[0]
     assert RecipeError.__name__ not in summary.failures[0]
 
@@ -129,9 +133,9 @@ def test_an_unknown_variant_is_refused_for_each_tile(folder, tmp_path):
 def test_a_later_run_leaves_no_file_of_an_earlier_one_beside_its_own(folder, tmp_path):
     images = list_tiles(folder).images[1:2]
     outputs = OutputFolder(tmp_path / "out", default_type_info(None), save_qupath=True)
-    segment_folder(DrawnSegmenter(), images, Finisher(outputs, "local"), quiet=True)
+    segment_folder([DrawnSegmenter()], images, Finisher(outputs, "local"), quiet=True)
     assert "qupath/im1.tsv" in names(tmp_path / "out")
     (tmp_path / "out" / "json" / "other.json").write_text("{}")
-    segment_folder(DrawnSegmenter(), images, finisher(tmp_path / "out"), quiet=True)
+    segment_folder([DrawnSegmenter()], images, finisher(tmp_path / "out"), quiet=True)
     assert "qupath/im1.tsv" not in names(tmp_path / "out")
     assert {"json/im1.json", "json/other.json"} <= set(names(tmp_path / "out"))
