@@ -7,6 +7,7 @@ import io
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -140,9 +141,7 @@ def _begin(ends: Int64Array, index: int) -> int:
     return int(ends[index - 1]) if index else 0
 
 
-def _take_runs(
-    values: npt.NDArray[np.generic], ends: Int64Array, order: Int64Array
-) -> tuple[npt.NDArray[np.generic], Int64Array]:
+def _take_runs(values: npt.NDArray[Any], ends: Int64Array, order: Int64Array) -> tuple[npt.NDArray[Any], Int64Array]:
     """The runs of `values` that end at `ends`, in another order, and where they end there."""
     begins = np.concatenate([np.zeros(1, np.int64), ends])[order]
     lengths = ends[order] - begins
@@ -152,7 +151,7 @@ def _take_runs(
 
 
 def _stacked(arrays: Sequence[npt.NDArray[np.integer]]) -> Int32Array:
-    return np.concatenate([np.zeros((0, 2), np.int32), *arrays]).astype(np.int32)
+    return np.asarray(np.concatenate([np.zeros((0, 2), np.int32), *arrays]), np.int32)
 
 
 def _ends(lengths: Sequence[int]) -> Int64Array:

@@ -79,6 +79,15 @@ class Estimate:
     disk: int
     seconds: float
 
+    def plus(self, other: Estimate) -> Estimate:
+        """Of two slides."""
+        return Estimate(
+            self.windows + other.windows,
+            self.mm2 + other.mm2,
+            self.disk + other.disk,
+            self.seconds + other.seconds,
+        )
+
 
 def estimate(plan: SlidePlan, seconds_per_megapixel: float) -> Estimate:
     """What a slide will take."""

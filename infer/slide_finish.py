@@ -21,8 +21,9 @@ from models.hovernet.post_proc import segment
 
 
 class SlideKey(NamedTuple):
-    """What a job is for. slide: its name. key: of its record. owns: a nucleus counts if its centroid is in one of these.
+    """What a job is for.
 
+    slide: its name. key: of its record. owns: a nucleus counts if its centroid is in one of these.
     seeds: (row, column) of a pixel of each cluster that is asked for; empty for all that are whole.
     """
 

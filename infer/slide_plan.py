@@ -147,7 +147,7 @@ def plan_slide(path: str, name: str, request: SlideRequest, cell: Callable[[Shap
 
 
 def window_shape(cell: Shape, about: int) -> Shape:
-    """(h, w) px of a window: so many whole patches that it is about `about` px a side, and twice the margin at least."""
+    """(h, w) px of a window: whole patches, about `about` px a side and twice the margin at least."""
     height, width = (side * max(1, round(about / side), math.ceil(2 * MARGIN / side)) for side in cell)
     return height, width
 

@@ -98,7 +98,8 @@ def _level0_boxes(table: NucleusTable, level0: Level0) -> list[list[list[int]]]:
 def _plain(points: npt.NDArray[np.float64]) -> list[Any]:
     """Coordinates for a text file: whole numbers where all are, as where no scale lies between."""
     rounded = np.round(points, DIGITS)
-    return rounded.astype(np.int64).tolist() if np.array_equal(rounded, np.round(rounded)) else rounded.tolist()
+    whole_numbers = np.array_equal(rounded, np.round(rounded))
+    return list((rounded.astype(np.int64) if whole_numbers else rounded).tolist())
 
 
 class GeoJsonStream:

@@ -242,7 +242,7 @@ def dry_run(slides: Sequence[SlideFile], segmenters: Sequence[SlideSegmenter], s
             continue
         one = estimate(plan, rate)
         plan.reader.close()
-        total = Estimate(*(a + b for a, b in zip(_values(total), _values(one), strict=True)))
+        total = total.plus(one)
         print(_described(plan, one))
     needed = memory_bytes(settings.request.window, settings.nr_types, settings.workers, settings.patch_bytes)
     print(
@@ -250,10 +250,6 @@ def dry_run(slides: Sequence[SlideFile], segmenters: Sequence[SlideSegmenter], s
         f"{duration(total.seconds)}, {size(total.disk)} on disk, {size(needed)} of memory."
     )
     return faults
-
-
-def _values(one: Estimate) -> tuple[int, float, int, float]:
-    return one.windows, one.mm2, one.disk, one.seconds
 
 
 def _described(plan: SlidePlan, one: Estimate) -> str:

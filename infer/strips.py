@@ -29,14 +29,16 @@ def cut(piece: Piece, box: Box) -> Piece | None:
     if common is None:
         return None
     part = within(common, piece.box)
-    maps = {name: None if (value := getattr(piece.raw, name)) is None else value[part].copy() for name in _MAPS}
+    maps: dict[str, Any] = {
+        name: None if (value := getattr(piece.raw, name)) is None else value[part].copy() for name in _MAPS
+    }
     return Piece(common, piece.image[part].copy(), RawMaps(**maps))
 
 
 def join(pieces: Sequence[Piece], box: Box) -> Piece:
     """One piece of at least one; where there is none the probability of a nucleus is 0 and the image white."""
     image = np.full((box.height, box.width, 3), 255, np.uint8)
-    maps = {name: _blank(getattr(pieces[0].raw, name), box) for name in _MAPS}
+    maps: dict[str, Any] = {name: _blank(getattr(pieces[0].raw, name), box) for name in _MAPS}
     for piece in pieces:
         common = intersect(piece.box, box)
         if common is None:

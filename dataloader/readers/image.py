@@ -10,9 +10,9 @@ from hovernet_cyclic.core.types import Box, UInt8Array
 class ImageReader:
     """A `SlideReader`. Such a file states no mpp. Raises SlideError for one that `read_rgb` refuses."""
 
-    mpp = None
-    magnification = None
-    origin = (0, 0)
+    mpp: tuple[float, float] | None = None
+    magnification: float | None = None
+    origin: tuple[int, int] = (0, 0)
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -20,7 +20,7 @@ class ImageReader:
             self._image = read_rgb(path)
         except DatasetError as error:
             raise SlideError(str(error)) from error
-        self.level_shapes = ((self._image.shape[0], self._image.shape[1]),)
+        self.level_shapes: tuple[tuple[int, int], ...] = ((self._image.shape[0], self._image.shape[1]),)
 
     def read(self, level: int, box: Box) -> UInt8Array:
         """See SlideReader."""

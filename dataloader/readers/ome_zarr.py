@@ -18,8 +18,8 @@ _UM = {"micrometer": 1.0, "micron": 1.0, "nanometer": 1e-3, "millimeter": 1e3, "
 class OmeZarrReader:
     """A `SlideReader` of the first multiscale image of a group. Raises SlideError for what is no 8-bit RGB image."""
 
-    origin = (0, 0)
-    magnification = None
+    origin: tuple[int, int] = (0, 0)
+    magnification: float | None = None
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -27,7 +27,7 @@ class OmeZarrReader:
             group = zarr.open_group(path, mode="r")
             image = _multiscale(group.attrs.asdict())
             self._axes = [axis["name"] if isinstance(axis, Mapping) else axis for axis in image["axes"]]
-            self._levels = [group[level["path"]] for level in image["datasets"]]
+            self._levels: list[Any] = [group[level["path"]] for level in image["datasets"]]
         except Exception as error:  # a damaged group makes zarr fail in many ways
             raise damaged(path, error) from error
         first = self._levels[0]

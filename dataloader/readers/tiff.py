@@ -35,7 +35,7 @@ class TiffReader:
         try:
             self._file = tifffile.TiffFile(_stream(path))
             series = max(self._file.series, key=lambda one: one.size)
-            self._pages = [level.pages[0].aspage() for level in series.levels]
+            self._pages: list[Any] = [_first_page(level) for level in series.levels]
         except Exception as error:  # a damaged header makes tifffile fail in many ways
             raise damaged(path, error) from error
         self._pages = [self._pages[0], *(page for page in self._pages[1:] if _is_rgb(page))]
@@ -45,7 +45,7 @@ class TiffReader:
         self.level_shapes = tuple((page.imagelength, page.imagewidth) for page in self._pages)
         pixels = _ome_pixels(self._file)
         self.mpp = _ome_mpp(pixels) or _resolution_mpp(self._pages[0])
-        self.magnification = None
+        self.magnification: float | None = None
 
     def read(self, level: int, box: Box) -> UInt8Array:
         """See SlideReader."""
@@ -94,6 +94,10 @@ def _stream(path: str) -> Any:
     import fsspec
 
     return fsspec.open(path, "rb").open()
+
+
+def _first_page(level: Any) -> Any:
+    return level.pages[0].aspage()
 
 
 def _is_rgb(page: tifffile.TiffPage) -> bool:

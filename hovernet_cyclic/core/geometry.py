@@ -74,8 +74,8 @@ def slide_tiles(slide_shape: Shape, window: Shape, margin: int) -> list[SlideTil
 
     slide_shape, window: (H, W) px at the working mpp. Row by row: the `window` boxes partition the slide, and so do the
     `own` boxes, which lie `margin` px further up and left. A `read` box is its own box grown by `margin` and clipped to
-    the slide; so it ends where its window does, and with the windows of the tiles above and to the left it is all there.
-    Raises RecipeError for sizes that cannot work; an empty slide has no tiles.
+    the slide; so it ends where its window does, and with the windows of the tiles above and to the left all of it is
+    there. Raises RecipeError for sizes that cannot work; an empty slide has no tiles.
     """
     slide = Box(0, 0, *slide_shape)
     tiles = []
