@@ -131,7 +131,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Stopped. The files of finished images are kept.", file=sys.stderr)
+        print(
+            "Stopped. What is finished is kept, and the mode wsi goes on where it was when it is called again.",
+            file=sys.stderr,
+        )
         return 130
 
 

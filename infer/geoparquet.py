@@ -30,7 +30,8 @@ class GeoParquetStream:
 
     def __init__(self, path: Path, level0: Level0, types: TypeInfo, header: Mapping[str, Any]) -> None:
         self._level0, self._types = level0, types
-        self._names = [types.name(i) for i in range(len(types.types))]
+        named = [types.name(i) for i in range(len(types.types))]
+        self._names = [name if named.count(name) == 1 else f"{name}, {i}" for i, name in enumerate(named)]
         self._schema = _schema(self._names)
         self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
         self._header = dict(header)

@@ -37,13 +37,17 @@ def measure(
 
 
 def perimeter(contour: Int32Array, mpp: Mpp) -> float:
-    """um. The contour's length and pi pixels: it runs through pixel centres, half a pixel inside the true border.
+    """um. Steps from pixel to pixel overrate a smooth line, so they count 0.948 along the grid and 1.340 across it.
 
-    An outline pushed out by d px is longer by 2 pi d where it is convex (Steiner's formula).
+    Source: Kulpa, Area and perimeter measurement of blobs in discrete binary pictures, Computer Graphics and Image
+    Processing 6, 1977. The contour runs through pixel centres, half a pixel inside the true border: pushed out by d, a
+    convex line is longer by 2 pi d (Steiner's formula).
     """
-    points = contour * np.array([mpp[1], mpp[0]])
-    steps = np.diff(points, axis=0, append=points[:1])
-    return float(np.hypot(steps[:, 0], steps[:, 1]).sum() + math.pi * math.sqrt(mpp[0] * mpp[1]))
+    steps = np.abs(np.diff(contour, axis=0, append=contour[:1]))
+    lengths = steps.max(axis=1)
+    across = int(lengths[steps.min(axis=1) > 0].sum())
+    along = int(lengths.sum()) - across
+    return (0.948 * along + 1.340 * across + math.pi) * math.sqrt(mpp[0] * mpp[1])
 
 
 def eccentricity(mask: UInt8Array, mpp: Mpp) -> float:

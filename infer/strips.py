@@ -83,12 +83,15 @@ class Strips:
         self._bottom[row, column] = path
 
     def before(self, row: int, column: int) -> list[Piece]:
-        """What there is of the windows to the left, above, and above to the left. Forgets what no tile will read."""
+        """What there is of the windows to the left, above, and above to the left."""
         above = [self._load((row - 1, one)) for one in (column - 1, column)]
         left = self._right.get((row, column - 1))
+        return [piece for piece in (*above, left) if piece is not None]
+
+    def forget_before(self, row: int, column: int) -> None:
+        """Drop what the tile at (row, column) was the last to read."""
         for place in [one for one in self._bottom if one < (row - 1, column)]:
             self._bottom.pop(place).unlink(missing_ok=True)
-        return [piece for piece in (*above, left) if piece is not None]
 
     def _load(self, place: tuple[int, int]) -> Piece | None:
         path = self._bottom.get(place)

@@ -80,24 +80,28 @@ class SlideRun:
     def _tile_jobs(self, todo: list[PlannedTile]) -> Iterator[TileJob | Outcome[Any]]:
         """The tiles' cut-outs, each as soon as the last window that it needs is there."""
         windows = self.plan.windows_for(todo)
-        works = (Work(tile.key, partial(self._load, tile)) for tile in self.plan.tiles if tile.key in windows)
+        works = (Work(self._key(tile), partial(self._load, tile)) for tile in self.plan.tiles if tile.key in windows)
         answers = iter(through_networks(works, self.segmenters, self.readers))
         strips = Strips(self.journal.folder / "strips", 2 * MARGIN)
         waiting = {tile.key for tile in todo}
         for tile in self.plan.tiles:
-            pieces = strips.before(tile.key.row, tile.key.column)
+            row, column = tile.key.row, tile.key.column
+            pieces = strips.before(row, column) if tile.key in waiting else []
+            strips.forget_before(row, column)
             if tile.key in windows:
                 answer = next(answers)
                 if isinstance(answer, Outcome):
                     yield answer
                     return
                 piece = Piece(answer.box, answer.image, self.plan.active.only(answer.raw, answer.box))
-                strips.keep(tile.key.row, tile.key.column, piece)
+                strips.keep(row, column, piece)
                 pieces.append(piece)
             if tile.key in waiting:
-                key = SlideKey(self.plan.name, tile.key, (tile.tile.own,))
                 joined = join(pieces, tile.tile.read)
-                yield TileJob(key, joined.image, joined.raw, tile.tile.read)
+                yield TileJob(self._key(tile), joined.image, joined.raw, tile.tile.read)
+
+    def _key(self, tile: PlannedTile) -> SlideKey:
+        return SlideKey(self.plan.name, tile.key, (tile.tile.own,))
 
     def _load(self, tile: PlannedTile) -> Pixels:
         """A window and what the network sees round it. What cannot be read is white, and named in the tile's record."""
