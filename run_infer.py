@@ -285,7 +285,7 @@ def segmenters_of(
 
     nets = [loaded.net, *(copy.deepcopy(loaded.net) for _ in devices[1:])]
     return [
-        NetworkSegmenter(net, loaded.mode, device.torch_device, batch_size, device.dtype, largest_patch)
+        NetworkSegmenter(net, loaded.mode, device.torch_device, batch_size, device.dtype, largest_patch, frozen=True)
         for net, device in zip(nets, devices, strict=True)
     ]
 

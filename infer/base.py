@@ -19,6 +19,7 @@ from hovernet_cyclic.core.geometry import Shape
 from hovernet_cyclic.core.types import Pixels, RawMaps, UInt8Array, whole_image
 from infer.stitch import TileStitcher
 from models.devices import free_memory, is_out_of_memory
+from models.hovernet.frozen import FrozenNetwork
 from models.hovernet.net_desc import HoVerNet, HoVerOutput, crop_output, margin, softmax_maps, type_probabilities
 
 ALIGN = 64  # px: windows begin here; eight of the coarsest stride, so that blocked kernels meet each pixel alike
@@ -35,7 +36,8 @@ class NetworkSegmenter:
     between its steps. mode: 'original', 'fast' or 'small'. batch_size: patches at a time; None: 1 on a CPU, else 4. The
     answer does not depend on it (on a GPU: but for rounding). dtype: float32, or bfloat16 or float16 for autocast; maps
     are float32 anyway. largest_patch: input px a side; None: what the memory that is free allows. Where memory does not
-    suffice after all, batches and then patches are halved, which stderr says, and nothing is lost.
+    suffice after all, batches and then patches are halved, which stderr says, and nothing is lost. frozen: the network
+    will not be trained any further, so it is asked in a faster form (see models/hovernet/frozen.py).
 
     margin: how many px of surroundings decide on a pixel.
     """
@@ -48,6 +50,7 @@ class NetworkSegmenter:
         batch_size: int | None = None,
         dtype: torch.dtype = torch.float32,
         largest_patch: int | None = None,
+        frozen: bool = False,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise RecipeError(f"The batch size is {batch_size}: give 1 or more.")
@@ -56,6 +59,7 @@ class NetworkSegmenter:
         self.margin = margin(mode)
         self.net.to(self.device)
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._frozen = FrozenNetwork(net, dtype) if frozen else None
         self._most = max(ALIGN, (largest_patch or self._fitting_patch()) - 2 * self.margin) // 8 * 8
 
     def _fitting_patch(self) -> int:
@@ -103,22 +107,24 @@ class NetworkSegmenter:
         try:
             for indices in patches.batches(self.batch_size):
                 boxes = [patches.lattice.input_box(index) for index in indices]
-                batch = torch.stack([image[:, box.top : box.bottom, box.left : box.right] for box in boxes])
+                batch = torch.stack([image[box.top : box.bottom, box.left : box.right] for box in boxes])
                 _place(stitcher, indices, crop_output(self._answer(batch), cell))
         finally:
             self.net.train(was_training)
         return stitcher.fetch()
 
     def _on_device(self, image: UInt8Array) -> Tensor:
-        """uint8 (H, W, 3) -> uint8 (3, H, W) on the device: bytes travel, not floats."""
+        """uint8 (H, W, 3), as it is, on the device: bytes travel, not floats."""
         tensor = torch.from_numpy(image)
-        if self.device.type == "cuda":
-            tensor = tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.permute(2, 0, 1)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     def _answer(self, images: Tensor) -> HoVerOutput:
-        """uint8 (B, 3, h, w) RGB -> the network's output, both on its device."""
-        tensor = images.float().contiguous(memory_format=torch.channels_last)
+        """uint8 (B, h, w, 3) RGB -> the network's output, both on its device."""
+        tensor = images.permute(0, 3, 1, 2)  # channels last in memory
+        if self._frozen is not None:
+            answer: HoVerOutput = self._frozen(tensor)
+            return answer
+        tensor = tensor.float()
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             output: HoVerOutput = self.net(tensor)
         return output

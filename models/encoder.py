@@ -110,6 +110,21 @@ class Encoder(nn.Module):
             features.append(x)
         return tuple(features)
 
+    @property
+    def level_names(self) -> tuple[tuple[str, ...], ...]:
+        """The names of the layers that make each level, finest first."""
+        return self._levels
+
+    @property
+    def input_mean(self) -> float:
+        """What is taken off each value of an image, 0..255."""
+        return self._mean
+
+    @property
+    def input_std(self) -> float:
+        """What the rest is divided by."""
+        return self._std
+
     def encoder_layers(self) -> Iterator[nn.Module]:
         """The encoder's own layers, in order."""
         return (self.get_submodule(name) for name in self.encoder_names)
