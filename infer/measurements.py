@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -16,21 +17,28 @@ MEASURES = ("area_um2", "perimeter_um", "eccentricity", "solidity", "haematoxyli
 Mpp = tuple[float, float]
 
 
+class Outline(NamedTuple):
+    """contour: int32 (K, 2) x, y through the border's pixels. corners: int32 (L, 2) x, y along their edges."""
+
+    contour: Int32Array
+    corners: Int32Array
+
+
 def measure(
-    mask: UInt8Array, contour: Int32Array, np_prob: Float32Array, image: UInt8Array, mpp: Mpp
+    mask: UInt8Array, outline: Outline, np_prob: Float32Array, image: UInt8Array, mpp: Mpp
 ) -> tuple[float, ...]:
     """MEASURES of a nucleus, in this order.
 
-    mask: uint8 (H, W), 0 or 1. contour: int32 (K, 2) x, y through its border pixels. np_prob: float32 (H, W), and
-    image: uint8 (H, W, 3) RGB, on the same box. mpp: um/px (down, across).
+    mask: uint8 (H, W), 0 or 1. outline: of it. np_prob: float32 (H, W), and image: uint8 (H, W, 3) RGB, on the same
+    box. mpp: um/px (down, across).
     """
     area = int(mask.sum())
     inside = mask > 0
     return (
         area * mpp[0] * mpp[1],
-        perimeter(contour, mpp),
+        perimeter(outline.contour, mpp),
         eccentricity(mask, mpp),
-        solidity(mask, area),
+        solidity(outline.corners, area),
         mean_haematoxylin(image[inside]),
         float(np_prob[inside].mean(dtype=np.float64)),
     )
@@ -61,11 +69,12 @@ def eccentricity(mask: UInt8Array, mpp: Mpp) -> float:
     return math.sqrt(max(0.0, 1 - (middle - spread) / (middle + spread)))
 
 
-def solidity(mask: UInt8Array, area: int) -> float:
-    """Share of the convex hull, drawn round the pixels' corners, that the nucleus fills."""
-    rows, columns = np.nonzero(mask)
-    corners = np.concatenate([np.stack([columns + x, rows + y], axis=1) for x in (0, 1) for y in (0, 1)])
-    return area / cv2.contourArea(cv2.convexHull(corners.astype(np.int32)))
+def solidity(corners: Int32Array, area: int) -> float:
+    """Share of the convex hull, drawn round the pixels' corners, that the nucleus fills.
+
+    corners: int32 (K, 2) x, y of its outlines. area: px.
+    """
+    return area / cv2.contourArea(cv2.convexHull(corners))
 
 
 def centroid(mask: npt.NDArray[np.uint8], left: int, top: int) -> tuple[float, float]:

@@ -15,7 +15,6 @@ import numpy.typing as npt
 from hovernet_cyclic.core.types import BoolArray, Box, Float32Array, Int32Array, Int64Array, Nucleus
 from infer.measurements import MEASURES
 
-Ring = list[list[int]]
 Float64Array = npt.NDArray[np.float64]
 UNTYPED = -1
 
@@ -79,10 +78,10 @@ class Described:
     def __init__(self, nr_types: int) -> None:
         """nr_types: T of type_probs, 0 for none."""
         self._nr_types = nr_types
-        self._rows: list[tuple[Nucleus, list[Ring], tuple[float, ...], bool]] = []
+        self._rows: list[tuple[Nucleus, Sequence[Int32Array], tuple[float, ...], bool]] = []
 
-    def add(self, nucleus: Nucleus, rings: list[Ring], measures: tuple[float, ...], complete: bool) -> None:
-        """nucleus: in px of the slide. rings: closed, in the same."""
+    def add(self, nucleus: Nucleus, rings: Sequence[Int32Array], measures: tuple[float, ...], complete: bool) -> None:
+        """nucleus: in px of the slide. rings: int32 (K, 2) x, y each, closed, in the same."""
         self._rows.append((nucleus, rings, measures, complete))
 
     def table(self) -> NucleusTable:
@@ -96,7 +95,7 @@ class Described:
             bbox=np.array([nucleus.bbox for nucleus in nuclei], np.int32).reshape(count, 4),
             points=_stacked([nucleus.contour for nucleus in nuclei]),
             point_end=_ends([len(nucleus.contour) for nucleus in nuclei]),
-            corners=_stacked([np.array(ring) for ring in rings]),
+            corners=_stacked(rings),
             ring_end=_ends([len(ring) for ring in rings]),
             rings_end=_ends([len(row[1]) for row in self._rows]),
             type_id=np.array([UNTYPED if one.type_id is None else one.type_id for one in nuclei], np.int16),

