@@ -8,17 +8,16 @@ neighbourhood only, so a nucleus is the same however a slide is cut into tiles.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 from skimage.segmentation import watershed
 
 from hovernet_cyclic.core.errors import RecipeError
-from hovernet_cyclic.core.label_maps import relabel, remove_small
-from hovernet_cyclic.core.types import BoolArray, Float32Array, Int32Array, RawMaps
+from hovernet_cyclic.core.types import BoolArray, Float32Array, Int32Array, RawMaps, UInt8Array
 
 NUCLEUS_PROB = 0.5
 SMALLEST_AREA = 10  # px, of a region of nuclei and of a marker
@@ -42,36 +41,50 @@ def segment(raw: RawMaps, variant: str = "local") -> Int32Array:
     variant: 'local' numbers nuclei 1..N; 'hovernet' keeps the reference's numbers, which may have gaps.
     Raises RecipeError for another variant.
     """
-    nuclei = _drop_small(raw.np_prob >= NUCLEUS_PROB, SMALLEST_AREA)
-    if variant == "local":
-        inst_map = _cut(nuclei, _local_edges(raw.hv_map), LOCAL_LARGEST_HOLE)
-        return relabel(_add_unmarked(inst_map, nuclei))
+    if variant not in ("local", "hovernet"):
+        raise RecipeError(f"The post-processing is '{variant}': use one of local, hovernet.")
+    regions = _regions((raw.np_prob >= NUCLEUS_PROB).view(np.uint8), SMALLEST_AREA)
     if variant == "hovernet":
-        return _cut(nuclei, _hovernet_edges(raw.hv_map), largest_hole=nuclei.size)
-    raise RecipeError(f"The post-processing is '{variant}': use one of local, hovernet.")
+        markers, heights = _markers(regions, _hovernet_edges(raw.hv_map), largest_hole=regions.numbers.size)
+        return _grow(markers, heights, regions, _reference_numbers)
+    markers, heights = _markers(regions, _local_edges(raw.hv_map), LOCAL_LARGEST_HOLE)
+    return _grow(markers, heights, regions, _local_numbers)
 
 
-def _regions(mask: BoolArray) -> tuple[Int32Array, Int32Array]:
-    """Regions of a mask whose pixels touch by their sides: numbers int32 (H, W) and the area in px of each, 0 first."""
+class Regions(NamedTuple):
+    """Regions of a mask whose pixels touch by their sides, those of too few pixels left out.
+
+    numbers: int32 (H, W), 0 where there is none; in reading order of their first pixels, with gaps. areas: int32 (R,)
+    px, by number. boxes: int32 (R, 4), left, top, width, height. kept: bool (R,), whether a number is in use.
+    """
+
+    numbers: Int32Array
+    areas: Int32Array
+    boxes: Int32Array
+    kept: BoolArray
+
+
+def _regions(mask: UInt8Array, smallest: int) -> Regions:
+    """The regions of a mask, uint8 (H, W) 0 or not, of `smallest` px or more."""
     if mask.size == 0:
-        return np.zeros(mask.shape, np.int32), np.zeros(1, np.int32)
-    _, numbers, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
-    return np.asarray(numbers, np.int32), np.asarray(stats[:, cv2.CC_STAT_AREA], np.int32)
-
-
-def _drop_small(mask: BoolArray, smallest: int) -> BoolArray:
-    numbers, areas = _regions(mask)
+        nothing = np.zeros(1, np.int32)
+        return Regions(np.zeros(mask.shape, np.int32), nothing, np.zeros((1, 4), np.int32), nothing > 0)
+    _, numbers, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
+    areas = np.asarray(stats[:, cv2.CC_STAT_AREA], np.int32)
     kept = areas >= smallest
     kept[0] = False
-    return np.asarray(kept[numbers], dtype=np.bool_)
+    if not kept[1:].all():
+        numbers = np.where(kept, np.arange(kept.size, dtype=np.int32), 0)[numbers]
+    boxes = np.asarray(stats[:, : cv2.CC_STAT_AREA], np.int32)
+    return Regions(np.asarray(numbers, np.int32), areas, boxes, np.asarray(kept, np.bool_))
 
 
 def _hovernet_edges(hv_map: Float32Array) -> FloatArray:
     """Edge strength (H, W) in [0, 1], scaled to the extremes of the tile twice, as the reference does."""
-    h_map, v_map = (_min_max(np.ascontiguousarray(hv_map[..., channel])) for channel in (0, 1))
+    h_map, v_map = (_min_max(channel) for channel in cv2.split(hv_map))
     across = 1 - _min_max(cv2.Sobel(h_map, cv2.CV_64F, 1, 0, ksize=HOVERNET_KSIZE))
     down = 1 - _min_max(cv2.Sobel(v_map, cv2.CV_64F, 0, 1, ksize=HOVERNET_KSIZE))
-    return np.maximum(across, down).astype(np.float64)  # from here on the reference counts in float64
+    return np.maximum(across, down, out=across).astype(np.float64)  # from here on the reference counts in float64
 
 
 def _min_max(values: npt.NDArray[Any]) -> FloatArray:
@@ -88,64 +101,105 @@ def _local_edges(hv_map: Float32Array) -> FloatArray:
     # A jump of 2 answers with -2 * (sum of one half of `derive`) * (sum of `smooth`): take that as 1.
     derive = derive / (-2 * derive[derive > 0].sum())
     smooth = smooth / smooth.sum()
-    hv = np.clip(hv_map, -1, 1)
-    across = cv2.sepFilter2D(np.ascontiguousarray(hv[..., 0]), cv2.CV_32F, derive, smooth)
-    down = cv2.sepFilter2D(np.ascontiguousarray(hv[..., 1]), cv2.CV_32F, smooth, derive)
-    return np.clip((np.maximum(across, down) - lowest) / (highest - lowest), 0, 1)
+    h_map, v_map = (np.clip(channel, -1, 1, out=channel) for channel in cv2.split(hv_map))
+    across = cv2.sepFilter2D(h_map, cv2.CV_32F, derive, smooth)
+    down = cv2.sepFilter2D(v_map, cv2.CV_32F, smooth, derive)
+    edges = np.maximum(across, down, out=across)
+    edges -= lowest
+    edges /= highest - lowest
+    return np.clip(edges, 0, 1, out=edges)
 
 
-def _cut(nuclei: BoolArray, edges: FloatArray, largest_hole: int) -> Int32Array:
-    """int32 (H, W): markers are what edges leave of the nuclei, and grow back over them.
+def _markers(regions: Regions, edges: FloatArray, largest_hole: int) -> tuple[Int32Array, FloatArray]:
+    """What edges leave of the nuclei: markers int32 (H, W), one number each, and the heights (H, W) they grow over.
 
-    nuclei: bool (H, W). edges: (H, W) in [0, 1].
+    Their holes are filled, they are opened by a disc of 5 px, and small ones are left out. edges: (H, W) in [0, 1],
+    written over.
     """
-    edges = np.where(nuclei, edges, 0)
-    inside = nuclei & (edges < EDGE)
-    markers = _markers(inside, largest_hole)
-    heights = cv2.GaussianBlur((1.0 - edges) * nuclei, (3, 3), 0)
-    return _grow(markers, -np.asarray(heights, dtype=edges.dtype), nuclei)
-
-
-def _markers(inside: BoolArray, largest_hole: int) -> Int32Array:
-    """int32 (H, W): one number per marker: holes filled, opened by a disc of 5 px, small ones left out."""
+    nuclei = regions.numbers > 0
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
-    opened = cv2.morphologyEx(_fill_holes(inside, largest_hole).astype(np.uint8), cv2.MORPH_OPEN, disc)
-    return remove_small(ndimage.label(opened)[0], SMALLEST_AREA)
+    filled = _fill_holes(nuclei & (edges < EDGE), largest_hole)
+    opened = np.asarray(cv2.morphologyEx(filled, cv2.MORPH_OPEN, disc), np.uint8)
+    np.subtract(1.0, edges, out=edges)
+    edges *= nuclei
+    heights = np.asarray(cv2.GaussianBlur(edges, (3, 3), 0), dtype=edges.dtype)
+    return _regions(opened, SMALLEST_AREA).numbers, np.negative(heights, out=heights)
 
 
-def _fill_holes(mask: BoolArray, largest: int) -> BoolArray:
+def _fill_holes(mask: BoolArray, largest: int) -> UInt8Array:
     """The mask and what it encloses, up to `largest` px a hole: what is outside reaches the border of the tile."""
-    numbers, areas = _regions(~mask)
-    enclosed = areas <= largest
-    enclosed[0] = True  # the mask itself
-    for border in (numbers[:1], numbers[-1:], numbers[:, :1], numbers[:, -1:]):
-        enclosed[border[border > 0]] = False
-    return np.asarray(enclosed[numbers], dtype=np.bool_)
+    filled = mask.view(np.uint8)
+    outside = _regions(np.logical_not(mask).view(np.uint8), 1)
+    left, top, width, height = outside.boxes.T
+    rows, columns = mask.shape
+    inner = (left > 0) & (top > 0) & (left + width < columns) & (top + height < rows)
+    for number in np.flatnonzero(inner & outside.kept & (outside.areas <= largest)):
+        box = _slices(outside.boxes[number])
+        filled[box][outside.numbers[box] == number] = 1
+    return filled
 
 
-def _grow(markers: Int32Array, heights: FloatArray, nuclei: BoolArray) -> Int32Array:
-    """Watershed of `heights` from `markers` within `nuclei`, region by region: the same as on the whole tile.
+def _slices(box: Int32Array) -> tuple[slice, slice]:
+    left, top, width, height = box
+    return slice(top, top + height), slice(left, left + width)
 
-    A region that holds one marker is that nucleus; one that holds none is dropped.
+
+class Marked(NamedTuple):
+    """Which markers lie where, for R regions.
+
+    used: bool (M,), by number of marker, whether any region holds it. marker: int32 (R,), one that the region holds, 0
+    without any. several: numbers of the regions that hold more than one.
     """
-    regions, areas = _regions(nuclei)
-    marked = np.nonzero((markers > 0) & nuclei)
-    lowest, highest = np.full(areas.size, np.iinfo(np.int32).max, np.int32), np.zeros(areas.size, np.int32)
-    np.minimum.at(lowest, regions[marked], markers[marked])
-    np.maximum.at(highest, regions[marked], markers[marked])
-    inst_map: Int32Array = highest[regions]
-    boxes = ndimage.find_objects(regions)
-    for region in np.flatnonzero(highest > lowest):
-        box = boxes[region - 1]
-        here = regions[box] == region
+
+    used: BoolArray
+    marker: Int32Array
+    several: Int32Array
+
+
+def _marked(markers: Int32Array, regions: Regions) -> Marked:
+    places = np.flatnonzero(markers)
+    where, which = regions.numbers.ravel()[places], markers.ravel()[places]
+    used = np.zeros(int(which.max(initial=0)) + 1, np.bool_)
+    used[which[where > 0]] = True
+    marker = np.zeros(regions.areas.size, np.int32)
+    marker[where] = which  # of several, the last in reading order
+    marker[0] = 0
+    several = np.unique(where[which != marker[where]])
+    return Marked(used, marker, several[several > 0])
+
+
+Numbers = tuple[Int32Array, Int32Array]
+
+
+def _reference_numbers(marked: Marked, regions: Regions) -> Numbers:
+    """Nuclei have the numbers of their markers, as in the reference; a region without a marker is none."""
+    return np.arange(marked.used.size, dtype=np.int32), np.zeros(regions.areas.size, np.int32)
+
+
+def _local_numbers(marked: Marked, regions: Regions) -> Numbers:
+    """Nuclei are 1..N in the order of their markers, and after them regions too small or thin for a marker.
+
+    Such a region is a nucleus of its own if it is large enough.
+    """
+    of_markers = np.cumsum(marked.used, dtype=np.int32) * marked.used
+    alone = regions.kept & (marked.marker == 0) & (regions.areas >= LOCAL_SMALLEST)
+    return of_markers, (np.cumsum(alone, dtype=np.int32) + of_markers.max(initial=0)) * alone
+
+
+def _grow(
+    markers: Int32Array, heights: FloatArray, regions: Regions, numbers: Callable[[Marked, Regions], Numbers]
+) -> Int32Array:
+    """Watershed of `heights` from `markers` within regions, one by one: the same as on the whole tile.
+
+    A region that holds one marker is that nucleus. numbers: what nuclei are called, int32 by number of their marker,
+    and by number of a region without one (0: no nucleus).
+    """
+    marked = _marked(markers, regions)
+    of_markers, of_regions = numbers(marked, regions)
+    inst_map: Int32Array = np.where(marked.marker > 0, of_markers[marked.marker], of_regions)[regions.numbers]
+    for region in marked.several:
+        box = _slices(regions.boxes[region])
+        here = regions.numbers[box] == region
         grown = watershed(heights[box], markers=markers[box] * here, mask=here)  # type: ignore[no-untyped-call]
-        inst_map[box][here] = grown[here]
+        inst_map[box][here] = of_markers[grown[here]]
     return inst_map
-
-
-def _add_unmarked(inst_map: Int32Array, nuclei: BoolArray) -> Int32Array:
-    """Regions too small or thin for a marker, but not for a nucleus, as nuclei of their own."""
-    numbers, areas = _regions(nuclei & (inst_map == 0))
-    added = np.where(areas >= LOCAL_SMALLEST, np.arange(areas.size) + inst_map.max(initial=0), 0)
-    added[0] = 0
-    return np.asarray(np.where(inst_map > 0, inst_map, added[numbers]), dtype=np.int32)
