@@ -186,7 +186,7 @@ def wsi(shared: Mapping[str, Any], own: Mapping[str, Any]) -> int:
 
 def run_slides(settings: Mapping[str, Any], wanted: Mapping[str, Any], slides: SlideFiles) -> list[str]:
     """Load the network and put the slides through it. Returns a sentence for each that could not be processed."""
-    from infer.slide_estimate import largest_patch
+    from infer.slide_estimate import choose_workers, largest_patch
     from infer.slide_options import slide_settings
     from infer.slides import dry_run, segment_and_report
     from models.checkpoint import load_network
@@ -200,7 +200,11 @@ def run_slides(settings: Mapping[str, Any], wanted: Mapping[str, Any], slides: S
     segmenters = segmenters_of(loaded, devices, settings["batch_size"], patch)
     types = types_of(loaded, recipe, settings["type_info_path"])
     precision = str(devices[0].dtype).removeprefix("torch.")
-    run = slide_settings(wanted, settings, types, recipe.data.mpp if recipe else None, precision)
+    asked, place = settings["nr_post_proc_workers"], devices[0].torch_device.type
+    workers = choose_workers(asked, place, wanted["max_memory"], len(types.types))
+    run = slide_settings(
+        wanted, {**settings, "nr_post_proc_workers": workers}, types, recipe.data.mpp if recipe else None, precision
+    )
     print(describe(loaded, recipe, settings["model_path"]).replace("give images", "slides are read"))
     return (dry_run if wanted["dry_run"] else segment_and_report)(slides.slides, segmenters, run)
 

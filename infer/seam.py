@@ -24,7 +24,7 @@ def found_twice(journal: Journal, heads: dict[Key, RecordHead]) -> set[Point]:
     table = concatenate(tables)
     shapes = outlines_of(table, Level0(1.0, 1.0))
     first, second = shapely.STRtree(shapes).query(shapes, predicate="intersects")
-    pairs = first < second
+    pairs = (first < second) & ~(table.centroid[first] == table.centroid[second]).all(axis=1)
     first, second = first[pairs], second[pairs]
     areas = shapely.area(shapes)
     common = shapely.area(shapely.intersection(shapes[first], shapes[second]))
@@ -42,8 +42,13 @@ def _incomplete(journal: Journal, key: Key, head: RecordHead) -> list[NucleusTab
 
 
 def without(table: NucleusTable, left_out: set[Point]) -> NucleusTable:
-    """The nuclei whose centroid is none of these."""
-    if not left_out:
+    """The nuclei whose centroid is none of these, and of equal ones in parted clusters the first."""
+    if table.complete.all():
         return table
-    kept = [i for i, (x, y) in enumerate(table.centroid.tolist()) if (x, y) not in left_out]
+    seen, kept = set(left_out), []
+    for i, (x, y) in enumerate(table.centroid.tolist()):
+        if (x, y) not in seen:
+            kept.append(i)
+        if not table.complete[i]:
+            seen.add((x, y))
     return table.take(kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ GIB = 1 << 30
 USUAL_WINDOW = 2048  # px
 SMALLEST_WINDOW = 512
 USUAL_GIB = {"small": 3.0, "fast": 10.0, "original": 10.0}  # on a CPU, unless --max_memory says otherwise
+USUAL_GIB_BESIDE_GPU = 12.0
+MOST_WORKERS = 8
 # Of that, what a patch may take on its way through the network; px a side from which larger ones gain no more.
 SHARE_OF_PATCH = 0.4
 LARGEST_PATCH = {"original": 1334, "fast": 1232, "small": 2048}
@@ -51,6 +54,18 @@ def memory_bytes(window: int, nr_types: int, workers: int, patch_bytes: float) -
     held = cut_out * maps * (WINDOWS_IN_MEMORY + jobs)
     own = BASE_BYTES + patch_bytes + workers * WORKER_BYTES
     return own + held + max(1, workers) * cut_out * BYTES_OF_POST_PROC
+
+
+def choose_workers(asked: int | None, device: str, most_gib: float | None, nr_types: int) -> int:
+    """Processes that post-process: as asked, or as many as cores and memory keep busy."""
+    if asked is not None:
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gib = most_gib or (USUAL_GIB["small"] if device == "cpu" else USUAL_GIB_BESIDE_GPU)
+    workers = max(0, min(cores - 1, MOST_WORKERS))
+    while workers and memory_bytes(USUAL_WINDOW, nr_types, workers, gib * GIB * SHARE_OF_PATCH) > gib * GIB:
+        workers -= 1
+    return workers
 
 
 def choose_window(asked: int | None, most_gib: float | None, nr_types: int, workers: int) -> int:

@@ -33,7 +33,7 @@ class SlideKey(NamedTuple):
     seeds: tuple[tuple[int, int], ...] = ()
 
     def __str__(self) -> str:
-        own = self.owns[0]
+        own = self.owns[0] if self.owns else Box(0, 0, 0, 0)
         return f"{self.slide}, rows {own.top} to {own.bottom}, columns {own.left} to {own.right}"
 
 

@@ -64,7 +64,7 @@ def slide_settings(
     from infer.slide_plan import SlideRequest
     from infer.slides import SlideSettings
 
-    nr_types, workers = len(types.types), shared["nr_post_proc_workers"] or 0
+    nr_types, workers = len(types.types), shared["nr_post_proc_workers"]
     root = Path(wanted["output_dir"])
     request = SlideRequest(
         mpp=network_mpp(mpp, wanted["proc_mag"]),

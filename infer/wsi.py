@@ -11,9 +11,9 @@ import numpy as np
 
 from dataloader.slides import SlideView
 from hovernet_cyclic.core.errors import SlideError, UnreadableRegionError
-from hovernet_cyclic.core.geometry import grow, intersect, within
+from hovernet_cyclic.core.geometry import contains_point, grow, intersect, shift, within
 from hovernet_cyclic.core.types import Box, Pixels, UInt8Array
-from infer.clusters import REACH, find_clusters
+from infer.clusters import REACH, Clusters, find_clusters
 from infer.engine import Work, through_networks
 from infer.finish import Outcome, TileJob, finish_all
 from infer.journal import CLUSTER, TILE, Journal, Key
@@ -112,35 +112,39 @@ class SlideRun:
 
     def _cluster_jobs(self) -> Iterator[TileJob | Outcome[Any]]:
         """A cut-out for each cluster that no tile held whole."""
-        for i, cluster in enumerate(open_clusters(self.journal)):
+        clusters = open_clusters(self.journal)
+        for i, cluster in enumerate(clusters):
             key = Key(CLUSTER, i, 0)
             if key not in self.journal:
-                yield self._cluster_job(key, cluster)
+                earlier = [other.seed for other in clusters[:i] if other.own == cluster.own]
+                yield self._cluster_job(key, cluster, earlier)
 
-    def _cluster_job(self, key: Key, cluster: OpenCluster) -> TileJob:
+    def _cluster_job(self, key: Key, cluster: OpenCluster, earlier: list[tuple[int, int]]) -> TileJob:
+        """earlier: seeds that the same tile left open, before this one: parts of one cluster are counted once."""
+        piece, clusters, number = self._held(cluster)
+        counted = any(
+            contains_point(piece.box, (column, row))
+            and clusters.numbers[row - piece.box.top, column - piece.box.left] == number
+            for row, column in earlier
+        )
+        if not clusters.is_open[number]:
+            around = shift(clusters.boxes[number], piece.box.top, piece.box.left)
+            piece = join([piece], grow(around, REACH, within=piece.box))
+        asked = SlideKey(self.plan.name, key, () if counted else (cluster.own,), (cluster.seed,))
+        return TileJob(asked, piece.image, piece.raw, piece.box)
+
+    def _held(self, cluster: OpenCluster) -> tuple[Piece, Clusters, int]:
+        """A cut-out that holds a cluster whole, or as much of it as `largest` allows; all clusters there; its number."""
         whole_box = Box(0, 0, *self.plan.view.shape)
         seen, growth = cluster.seen, GROWTH
         while True:
             piece = self._piece(grow(seen, growth, within=whole_box))
             clusters = find_clusters(piece.raw.np_prob, piece.box, self.plan.view.shape)
-            number = clusters.numbers[cluster.seed[0] - piece.box.top, cluster.seed[1] - piece.box.left]
-            found = clusters.boxes[number]
-            seen = Box(
-                found.top + piece.box.top,
-                found.left + piece.box.left,
-                found.bottom + piece.box.top,
-                found.right + piece.box.left,
-            )
-            needed = grow(seen, REACH, within=whole_box)
-            if not clusters.is_open[number]:
-                piece = join([piece], needed)
-                break
-            if piece.box.height * piece.box.width >= self.largest:
-                break
+            number = int(clusters.numbers[cluster.seed[0] - piece.box.top, cluster.seed[1] - piece.box.left])
+            if not clusters.is_open[number] or piece.box.height * piece.box.width >= self.largest:
+                return piece, clusters, number
+            seen = shift(clusters.boxes[number], piece.box.top, piece.box.left)
             growth *= 2
-        return TileJob(
-            SlideKey(self.plan.name, key, (cluster.own,), (cluster.seed,)), piece.image, piece.raw, piece.box
-        )
 
     def _piece(self, box: Box) -> Piece:
         """The maps of a box, asked for anew."""

@@ -14,7 +14,7 @@ from dataloader.images import write_png
 from hovernet_cyclic.core.errors import RecipeError, SlideError
 from infer.folder_lock import FolderLock
 from infer.journal import Journal
-from infer.slide_estimate import choose_window, duration, largest_patch, memory_bytes, size
+from infer.slide_estimate import choose_window, choose_workers, duration, largest_patch, memory_bytes, size
 from infer.slide_outputs import SlideFolder
 from infer.slide_plan import SlideRequest
 from infer.slides import SlideSettings, dry_run, list_slides, segment_and_report, segment_slides
@@ -208,6 +208,8 @@ def test_windows_follow_from_what_is_asked():
     assert 512 <= small < 2048 and memory_bytes(small, 0, 0, 0.6 * 2**30) <= 1.5 * 2**30
     with pytest.raises(RecipeError, match=r"--max_memory=0\.5 is too small"):
         choose_window(None, 0.5, 0, 0)
+    assert choose_workers(3, "cpu", None, 0) == 3 and choose_workers(None, "cpu", 1.0, 0) == 0
+    assert 0 <= choose_workers(None, "cpu", None, 0) <= choose_workers(None, "cuda", None, 0) <= 8
     assert largest_patch("small", "cuda", None) == 2048 > largest_patch("small", "cpu", None) > 1000
     assert largest_patch("small", "cpu", 1.0) < largest_patch("small", "cpu", 2.0)
     assert (duration(45), duration(600), duration(9000)) == ("45 s", "10 min", "2.5 h")

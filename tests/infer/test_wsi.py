@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -120,9 +120,10 @@ def files_of(root):
     st.integers(257, 700),
     st.integers(0, 10**6),
     st.sampled_from([4, 7, 10]),
-    st.sampled_from([0.1, 0.5, 1.2]),
+    st.sampled_from([-0.1, 0.1, 0.5, 1.2]),
     st.sampled_from([256, 320, 448]),
 )
+@example(730, 784, 1025, 8.661067454326986, -0.00813909256933798, 448)  # a tile that sees two parts of one cluster
 def test_a_slide_is_what_the_whole_image_is(tmp_path_factory, height, width, seed, size, sparse, window):
     folder = tmp_path_factory.mktemp("whole")
     image = tissue_like((height, width), seed, size, sparse)
