@@ -21,7 +21,7 @@ from infer.nucleus_table import UNTYPED, NucleusTable, concatenate
 from infer.slide_writers import Level0
 from infer.type_info import TypeInfo
 
-ROWS = 65536  # of a row group
+ROWS = 16384  # of a row group: so many nuclei are held in memory
 _BBOX = ("xmin", "ymin", "xmax", "ymax")
 
 

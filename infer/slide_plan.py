@@ -109,6 +109,22 @@ class SlidePlan:
         """The tiles in which nuclei may be."""
         return [tile for tile in self.tiles if tile.wanted]
 
+    @property
+    def notices(self) -> list[str]:
+        """What a person should know of how the slide is read, a sentence each."""
+        said = []
+        if self.scale.source == "magnification":
+            said.append(
+                f"{self.name}: the file says no um/px; taken as {self.scale.mpp[0]:g} from its magnification: give "
+                "--mpp if that is wrong."
+            )
+        if min(self.view.factors) < 1:
+            said.append(
+                f"{self.name}: its finest level, {self.scale.mpp[0]:g} um/px, is coarser than the network's "
+                f"{self.view.mpp[0]:g}: it is enlarged, which makes no detail."
+            )
+        return said
+
     def windows_for(self, tiles: list[PlannedTile]) -> set[Key]:
         """Which windows the network must be asked for, so that these tiles can be post-processed."""
         rows_columns = {(tile.key.row, tile.key.column) for tile in tiles}
@@ -133,7 +149,11 @@ def plan_slide(path: str, name: str, request: SlideRequest, cell: Callable[[Shap
     grid = slide_tiles(view.shape, window, MARGIN)
     across = -(-view.shape[1] // window[1])
     tiles = tuple(
-        PlannedTile(Key(TILE, *divmod(i, across)), tile, overlap(tile.own, region) and active.touches(tile.read))
+        PlannedTile(
+            Key(TILE, *divmod(i, across)),
+            tile,
+            overlap(tile.own, region) and (tissue is None or tissue.touches(tile.own)),
+        )
         for i, tile in enumerate(grid)
     )
     identity = {

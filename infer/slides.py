@@ -148,6 +148,8 @@ def _segment_plan(plan: SlidePlan, segmenters: Sequence[SlideSegmenter], setting
     before = settings.outputs.info(plan.name)
     if before is not None and before.get("identity") == _plain(identity):
         return _result(plan, before, "skipped")
+    for sentence in plan.notices:
+        print(sentence, file=sys.stderr)
     journal = Journal(settings.cache / plan.name, {**identity, "grid": _grid(plan)})
     if journal.started_over:
         print(
@@ -244,6 +246,8 @@ def dry_run(slides: Sequence[SlideFile], segmenters: Sequence[SlideSegmenter], s
         plan.reader.close()
         total = total.plus(one)
         print(_described(plan, one))
+        for sentence in plan.notices:
+            print(sentence, file=sys.stderr)
     needed = memory_bytes(settings.request.window, settings.nr_types, settings.workers, settings.patch_bytes)
     print(
         f"Altogether: {total.windows} windows of {settings.request.window} px, {total.mm2:.1f} mm2, about "

@@ -134,7 +134,7 @@ class SlideRun:
         return TileJob(asked, piece.image, piece.raw, piece.box)
 
     def _held(self, cluster: OpenCluster) -> tuple[Piece, Clusters, int]:
-        """A cut-out that holds a cluster whole, or as much of it as `largest` allows; all clusters there; its number."""
+        """A cut-out that holds a cluster whole, or as much as `largest` allows; all clusters there; its number."""
         whole_box = Box(0, 0, *self.plan.view.shape)
         seen, growth = cluster.seen, GROWTH
         while True:
