@@ -15,7 +15,8 @@ Options, which stand before the mode:
   --model_path=<file>         The network: net.tar of a run of run_train.py, or a .tar of hover_net.
   --gpu=<ids>                 Comma list such as 0,1 (images are shared out), or cpu. If not given: the first GPU
                               if there is one, else the CPU.
-  --precision=<name>          fp32, bf16, or auto: bf16 where the device has it built in. [default: auto]
+  --precision=<name>          fp32, bf16 (faster, outlines differ by single pixels), or auto: bf16 where the device has
+                              it built in, but fp32 for the network 'small' on a CPU. [default: auto]
   --batch_size=<n>            Patches at a time; 4 on a GPU and 1 on the CPU if not given. Patches are large.
   --post_proc=<name>          local or hovernet (the reference's arithmetic); the network's recipe if not given.
   --type_info_path=<file>     JSON with the name and colour of each type: {"1": ["neopla", [255, 0, 0]], ...}.
@@ -255,14 +256,18 @@ def whole_number(option: str, text: str | None, lowest: int) -> int | None:
 
 def run_tiles(settings: Mapping[str, Any], own: Mapping[str, Any], tiles: TileFiles) -> Summary:
     """Load the network and put the images through it."""
+    from infer.base import usual_precision
     from infer.finish import Finisher
     from infer.tile import Workers, segment_folder
     from infer.writers import OutputFolder
     from models.checkpoint import load_network
-    from models.devices import choose_devices
+    from models.devices import choose_devices, keep_freed_memory
 
+    keep_freed_memory()
     devices = choose_devices(settings["gpu"], settings["precision"])
     loaded = load_network(settings["model_path"])
+    if settings["precision"] == "auto":
+        devices = [usual_precision(loaded.mode, device) for device in devices]
     check_network(loaded, settings)
     recipe = recipe_of(loaded)
     segmenters = segmenters_of(loaded, devices, settings["batch_size"])

@@ -1,6 +1,6 @@
 """Time the inference engine against hover_net's way of doing it, in one run, on the same tiles.
 
-    python -m benchmarks.speed [--net small fast] [--megapixels 1 4 16] [--tiles 2] [--precision auto] [--out speed.json]
+    python -m benchmarks.speed [--net small fast] [--megapixels 1 4 16] [--tiles 2] [--out speed.json]
 
 Tiles are drawn tissue. Each network (untrained, for its speed does not depend on what it has learnt) is run on them in
 full; post-processing then gets maps made from the drawn nuclei, in both ways alike, so that it has its usual work.
@@ -38,12 +38,12 @@ from dataloader.datasets.demo_stain import photograph, random_stain
 from dataloader.images import read_rgb, write_png
 from hovernet_cyclic.core.label_maps import extract_nuclei
 from hovernet_cyclic.core.types import Pixels, RawMaps, SegmentedTile, whole_image
-from infer.base import NetworkSegmenter
+from infer.base import NetworkSegmenter, usual_precision
 from infer.finish import Finisher, TileJob
 from infer.tile import Workers, segment_folder
 from infer.type_info import default_type_info
 from infer.writers import OutputFolder
-from models.devices import Device, choose_device
+from models.devices import choose_device, keep_freed_memory
 from models.hovernet.net_desc import HoVerNet
 from models.hovernet.post_proc import segment
 from models.hovernet.targets import hover_targets
@@ -123,16 +123,12 @@ def files_of(folder: Path, megapixels: int, tiles: int) -> tuple[list[Path], Raw
     return paths, raw
 
 
-def precision_of(mode: str, precision: str) -> Device:
-    device = choose_device(None, precision)
-    if precision == "auto" and mode == "small" and device.torch_device.type == "cpu":
-        return Device(device.torch_device, torch.float32)  # as run_infer.py chooses
-    return device
-
-
 def time_ours(mode: str, megapixels: int, options: Options) -> dict[str, Any]:
     """Seconds a tile: all together, and each stage by itself."""
-    device = precision_of(mode, options.precision)
+    keep_freed_memory()  # as run_infer.py does
+    device = choose_device(None, options.precision)
+    if options.precision == "auto":
+        device = usual_precision(mode, device)
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         paths, raw = files_of(Path(name), megapixels, options.tiles)

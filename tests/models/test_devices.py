@@ -1,10 +1,17 @@
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from hovernet_cyclic.core.errors import RecipeError
 from models import devices
-from models.devices import Device, choose_device
+from models.devices import Device, choose_device, choose_devices
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -97,3 +104,39 @@ def test_images_are_channels_first_in_shape_and_last_in_memory():
 def test_every_precision_of_the_help_is_understood(machine):
     machine()
     assert [choose_device("cpu", name).dtype for name in devices.PRECISIONS][1:] == [torch.float32, torch.bfloat16]
+
+
+def test_several_devices_are_each_taken_once(machine):
+    machine(gpus=3)
+    assert [str(device.torch_device) for device in choose_devices("2,0,2")] == ["cuda:2", "cuda:0"]
+    assert [str(device.torch_device) for device in choose_devices(None)] == ["cuda:0"]
+    assert [str(device.torch_device) for device in choose_devices("cpu")] == ["cpu"]
+
+
+def test_free_memory_is_what_the_machine_and_its_container_leave(monkeypatch, tmp_path):
+    free = devices.free_memory(torch.device("cpu"))
+    assert free is None or 2**20 < free < 2**50
+    group = {"memory.max": "1000\n", "memory.current": "900\n", "memory.stat": "anon 5\nfile 300\n"}
+    for name, text in group.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(devices, "CONTAINER", tmp_path)
+    assert free is None or devices.free_memory(torch.device("cpu")) == 400
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free is None or devices.free_memory(torch.device("cpu")) > 400
+
+
+def test_what_is_an_error_of_memory():
+    for error in (
+        MemoryError(),
+        torch.OutOfMemoryError("x"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ):
+        assert devices.is_out_of_memory(error)
+    assert not devices.is_out_of_memory(RuntimeError("size mismatch"))
+
+
+def test_freed_memory_can_be_kept_with_the_allocator_of_gnu():
+    """In a process of its own, for it is a setting of the whole process."""
+    code = "from models.devices import keep_freed_memory\nprint(keep_freed_memory())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(platform.libc_ver()[0] == "glibc")
