@@ -190,12 +190,8 @@ def run_slides(settings: Mapping[str, Any], wanted: Mapping[str, Any], slides: S
     from infer.slide_estimate import choose_workers, largest_patch
     from infer.slide_options import slide_settings
     from infer.slides import dry_run, segment_and_report
-    from models.checkpoint import load_network
-    from models.devices import choose_devices
 
-    devices = choose_devices(settings["gpu"], settings["precision"])
-    loaded = load_network(settings["model_path"])
-    check_network(loaded, settings)
+    devices, loaded = load(settings)
     recipe = recipe_of(loaded)
     patch = largest_patch(loaded.mode, devices[0].torch_device.type, wanted["max_memory"])
     segmenters = segmenters_of(loaded, devices, settings["batch_size"], patch)
@@ -256,19 +252,11 @@ def whole_number(option: str, text: str | None, lowest: int) -> int | None:
 
 def run_tiles(settings: Mapping[str, Any], own: Mapping[str, Any], tiles: TileFiles) -> Summary:
     """Load the network and put the images through it."""
-    from infer.base import usual_precision
     from infer.finish import Finisher
     from infer.tile import Workers, segment_folder
     from infer.writers import OutputFolder
-    from models.checkpoint import load_network
-    from models.devices import choose_devices, keep_freed_memory
 
-    keep_freed_memory()
-    devices = choose_devices(settings["gpu"], settings["precision"])
-    loaded = load_network(settings["model_path"])
-    if settings["precision"] == "auto":
-        devices = [usual_precision(loaded.mode, device) for device in devices]
-    check_network(loaded, settings)
+    devices, loaded = load(settings)
     recipe = recipe_of(loaded)
     segmenters = segmenters_of(loaded, devices, settings["batch_size"])
     outputs = OutputFolder(
@@ -284,6 +272,21 @@ def run_tiles(settings: Mapping[str, Any], own: Mapping[str, Any], tiles: TileFi
     finisher = Finisher(outputs, variant, recipe.data.mpp if recipe else None)
     workers = Workers(settings["nr_inference_workers"], finish_workers(settings, len(tiles.images)))
     return segment_folder(segmenters, tiles.images, finisher, workers)
+
+
+def load(settings: Mapping[str, Any]) -> tuple[list[Device], LoadedNetwork]:
+    """The devices of --gpu, and the network. Raises RecipeError or CheckpointError."""
+    from infer.base import usual_precision
+    from models.checkpoint import load_network
+    from models.devices import choose_devices, keep_freed_memory
+
+    keep_freed_memory()
+    devices = choose_devices(settings["gpu"], settings["precision"])
+    loaded = load_network(settings["model_path"])
+    if settings["precision"] == "auto":
+        devices = [usual_precision(loaded.mode, device) for device in devices]
+    check_network(loaded, settings)
+    return devices, loaded
 
 
 def segmenters_of(
