@@ -7,7 +7,7 @@ Usage:
 
 Modes, each with options of its own, which follow it (see: run_infer.py tile --help):
   tile    Images of a folder.
-  wsi     Whole slides (not built yet).
+  wsi     Whole slides.
 
 Options, which stand before the mode:
   -h --help                   Show this text.
@@ -45,6 +45,7 @@ from hovernet_cyclic.core.errors import CheckpointError, HoverNetCyclicError, Re
 if TYPE_CHECKING:
     from hovernet_cyclic.core.settings import TrainRecipe
     from infer.base import NetworkSegmenter
+    from infer.slides import SlideFiles
     from infer.tile import Summary, TileFiles
     from infer.type_info import TypeInfo
     from models.checkpoint import LoadedNetwork
@@ -72,12 +73,39 @@ Written for the image NAME.png:
   geojson/NAME.geojson  detections for QuPath: drag it onto the open image
 """
 
-WSI = """Whole slides are not built yet.
+WSI = """Segment whole slides. What was finished before is skipped, and a run that was stopped goes on where it was.
 
 Usage:
+  run_infer.py wsi --input_dir=<dir> --output_dir=<dir> [options]
   run_infer.py wsi (-h | --help)
 
-Every other use ends with exit code 2. Cut the slide into images at the network's scale and use the mode tile.
+Options, which follow the mode (others stand before it, see: run_infer.py --help):
+  -h --help               Show this text.
+  --input_dir=<dir>       Slides: SVS, NDPI, MRXS, SCN, BIF, DICOM, TIFF, OME-TIFF, OME-Zarr, PNG, JPEG. A single one
+                          will do, and for TIFF and OME-Zarr an address (s3://, gs://, https://).
+  --output_dir=<dir>      Made if need be.
+  --cache_path=<dir>      Where unfinished work is kept; OUTPUT/.journal if not given.
+  --mpp=<x>               um/px of the slides' finest level, for slides that do not say it, or say it wrongly.
+  --proc_mag=<n>          Magnification to work at, for networks of hover_net, which do not say it; 40 if not given.
+  --input_mask_dir=<dir>  Where nuclei are wanted, for each slide: NAME.png (0: not here) or NAME.geojson (of QuPath).
+  --whole_slide           Look for no tissue: work on all of the slide.
+  --region=<x,y,w,h>      Only this part, in px of the finest level.
+  --tile_shape=<px>       Side of what is worked on at once; 2048, or less by --max_memory, if not given.
+  --max_memory=<GiB>      Stay below this.
+  --save_thumb            Also write thumb/NAME.png.
+  --save_mask             Also write mask/NAME.png, where tissue was found, 8 um/px.
+  --dry_run               Only say what would be done: scale, tissue, time, memory, disk.
+  --ambiguous_size=<px>   Accepted and of no meaning any more: nuclei at seams are exact.
+  --chunk_shape=<px>      Accepted and of no meaning any more: a few tiles are in memory at a time.
+
+Written for the slide NAME.svs, in px of its finest level:
+  json/NAME.json          box, centroid, contour and type of each nucleus, as hover_net writes them
+  geojson/NAME.geojson    detections for QuPath 0.5 and later, with classes and measurements
+  parquet/NAME.parquet    the same as GeoParquet, for millions of nuclei
+  overlay/NAME.png        the slide at a glance with its nuclei outlined
+  density/NAME.png        nuclei per mm2
+  tissue/NAME.png         what was taken for tissue
+  info/NAME.json          counts, scale and what could not be read
 """
 
 
@@ -94,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         mode, words = shared["<mode>"], shared["<args>"]
         if mode not in ("tile", "wsi"):
             raise RecipeError(f"The mode is '{mode}': use tile or wsi.\n{DocoptExit.usage.strip()}")
-        return wsi(words) if mode == "wsi" else tile(shared, docopt(TILE, [mode, *words]))
+        return wsi(shared, docopt(WSI, [mode, *words])) if mode == "wsi" else tile(shared, docopt(TILE, [mode, *words]))
     except DocoptExit as error:
         fault = str(error).splitlines()[0]
         if fault.startswith(("Warning", "Usage")):  # docopt says no more than that it does not fit
@@ -108,22 +136,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(path_fault(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Stopped. The files of finished images are kept.", file=sys.stderr)
+        print(
+            "Stopped. What is finished is kept, and the mode wsi goes on where it was when it is called again.",
+            file=sys.stderr,
+        )
         return 130
 
 
 def usage_fault(words: Sequence[str], mode: str) -> str:
     """What is wrong with a command line, in a sentence. mode: '' where none was read; words: those after it, or all."""
     shared = options_in(__doc__ or "")
-    known = options_in(TILE) if mode else shared
+    known = options_in({"tile": TILE, "wsi": WSI}[mode]) if mode else shared
     given = [word.partition("=")[0] for word in words if word.startswith("-")]
     unknown = next((name for name in given if name not in known), None)
     if unknown is None:
-        return "The mode tile needs --input_dir and --output_dir, and no other words." if mode else "Give a mode: tile."
+        needs = f"The mode {mode} needs --input_dir and --output_dir, and no other words."
+        return needs if mode else "Give a mode: tile or wsi."
     if mode and unknown in shared:
         return f"{unknown} stands before the mode: run_infer.py {unknown}=... {mode} ..."
-    if not mode and unknown in options_in(TILE):
-        return f"{unknown} stands after the mode: run_infer.py ... tile {unknown} ..."
+    for name, text in (("tile", TILE), ("wsi", WSI)):
+        if not mode and unknown in options_in(text):
+            return f"{unknown} stands after the mode: run_infer.py ... {name} {unknown} ..."
     return f"There is no option {unknown}{f' of the mode {mode}' if mode else ''}."
 
 
@@ -132,12 +165,49 @@ def options_in(text: str) -> list[str]:
     return [*re.findall(r"(?m)^ +(?:-h )?(--\w+)", text), "-h"]
 
 
-def wsi(words: Sequence[str]) -> int:
-    """Print the help if it is asked for, else raise RecipeError: the mode is not there yet."""
-    if not {"-h", "--help"}.intersection(words):
-        raise RecipeError("Whole slides are not built yet: cut the slide into images and use the mode tile.")
-    print(WSI.strip())
-    return 0
+def wsi(shared: Mapping[str, Any], own: Mapping[str, Any]) -> int:
+    """Segment slides. shared, own: the options before and after the mode."""
+    settings = checked_settings(shared)
+    if settings["post_proc"] == "hovernet":
+        raise RecipeError("--post_proc=hovernet depends on how a slide is cut into tiles: leave it out with wsi.")
+    from infer.slide_options import checked_wsi
+
+    wanted = checked_wsi(own)
+    from infer.slides import list_slides
+    from infer.tile import check_writable
+
+    slides = list_slides(own["--input_dir"])
+    check_writable(Path(own["--output_dir"]))
+    for name in ("--ambiguous_size", "--chunk_shape"):
+        if own[name] is not None:
+            print(f"{name} no longer means anything: see run_infer.py wsi --help.")
+    faults = run_slides(settings, wanted, slides)
+    if slides.left_out:
+        print("Not slides, and left out:", *slides.left_out, sep="\n  ", file=sys.stderr)
+    if faults:
+        print("Not all could be processed:", *faults, sep="\n  ", file=sys.stderr)
+    return 1 if faults else 0
+
+
+def run_slides(settings: Mapping[str, Any], wanted: Mapping[str, Any], slides: SlideFiles) -> list[str]:
+    """Load the network and put the slides through it. Returns a sentence for each that could not be processed."""
+    from infer.slide_estimate import choose_workers, largest_patch
+    from infer.slide_options import slide_settings
+    from infer.slides import dry_run, segment_and_report
+
+    devices, loaded = load(settings)
+    recipe = recipe_of(loaded)
+    patch = largest_patch(loaded.mode, devices[0].torch_device.type, wanted["max_memory"])
+    segmenters = segmenters_of(loaded, devices, settings["batch_size"], patch)
+    types = types_of(loaded, recipe, settings["type_info_path"])
+    precision = str(devices[0].dtype).removeprefix("torch.")
+    asked, place = settings["nr_post_proc_workers"], devices[0].torch_device.type
+    workers = choose_workers(asked, place, wanted["max_memory"], len(types.types))
+    run = slide_settings(
+        wanted, {**settings, "nr_post_proc_workers": workers}, types, recipe.data.mpp if recipe else None, precision
+    )
+    print(describe(loaded, recipe, settings["model_path"]).replace("give images", "slides are read"))
+    return (dry_run if wanted["dry_run"] else segment_and_report)(slides.slides, segmenters, run)
 
 
 def tile(shared: Mapping[str, Any], own: Mapping[str, Any]) -> int:
@@ -190,19 +260,11 @@ def whole_number(option: str, text: str | None, lowest: int) -> int | None:
 
 def run_tiles(settings: Mapping[str, Any], own: Mapping[str, Any], tiles: TileFiles) -> Summary:
     """Load the network and put the images through it."""
-    from infer.base import usual_precision
     from infer.finish import Finisher
     from infer.tile import Workers, segment_folder
     from infer.writers import OutputFolder
-    from models.checkpoint import load_network
-    from models.devices import choose_devices, keep_freed_memory
 
-    keep_freed_memory()
-    devices = choose_devices(settings["gpu"], settings["precision"])
-    loaded = load_network(settings["model_path"])
-    if settings["precision"] == "auto":
-        devices = [usual_precision(loaded.mode, device) for device in devices]
-    check_network(loaded, settings)
+    devices, loaded = load(settings)
     recipe = recipe_of(loaded)
     segmenters = segmenters_of(loaded, devices, settings["batch_size"])
     outputs = OutputFolder(
@@ -220,13 +282,30 @@ def run_tiles(settings: Mapping[str, Any], own: Mapping[str, Any], tiles: TileFi
     return segment_folder(segmenters, tiles.images, finisher, workers)
 
 
-def segmenters_of(loaded: LoadedNetwork, devices: Sequence[Device], batch_size: int | None) -> list[NetworkSegmenter]:
-    """The network on each device, ready for images."""
+def load(settings: Mapping[str, Any]) -> tuple[list[Device], LoadedNetwork]:
+    """The devices of --gpu, and the network. Raises RecipeError or CheckpointError."""
+    from infer.base import usual_precision
+    from models.checkpoint import load_network
+    from models.devices import choose_devices, keep_freed_memory
+
+    keep_freed_memory()
+    devices = choose_devices(settings["gpu"], settings["precision"])
+    loaded = load_network(settings["model_path"])
+    if settings["precision"] == "auto":
+        devices = [usual_precision(loaded.mode, device) for device in devices]
+    check_network(loaded, settings)
+    return devices, loaded
+
+
+def segmenters_of(
+    loaded: LoadedNetwork, devices: Sequence[Device], batch_size: int | None, largest_patch: int | None = None
+) -> list[NetworkSegmenter]:
+    """The network on each device, ready for images. largest_patch: see NetworkSegmenter."""
     from infer.base import NetworkSegmenter
 
     nets = [loaded.net, *(copy.deepcopy(loaded.net) for _ in devices[1:])]
     return [
-        NetworkSegmenter(net, loaded.mode, device.torch_device, batch_size, device.dtype, frozen=True)
+        NetworkSegmenter(net, loaded.mode, device.torch_device, batch_size, device.dtype, largest_patch, frozen=True)
         for net, device in zip(nets, devices, strict=True)
     ]
 

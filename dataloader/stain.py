@@ -35,6 +35,12 @@ def haematoxylin(image: UInt8Array) -> Float32Array:
     return np.asarray(optical_density(image) @ _unmixing()[:, 0], np.float32)
 
 
+def mean_haematoxylin(pixels: UInt8Array) -> float:
+    """Mean haematoxylin of pixels, uint8 (N, 3) RGB. Unmixing is linear, so the mean density is what is unmixed."""
+    density = [float(_density_table()[pixels[:, channel]].mean(dtype=np.float64)) for channel in range(3)]
+    return sum(value * float(weight) for value, weight in zip(density, _unmixing()[:, 0], strict=True))
+
+
 def stain_vectors() -> Float32Array:
     """float32 (3, 3): rows are the unit vectors of haematoxylin, eosin and DAB in (red, green, blue) density."""
     vectors = np.array(_RUIFROK)

@@ -252,6 +252,9 @@ def test_published_checkpoints_just_work(tmp_path, monkeypatch, capsys, mode, nr
     ("words", "sentence"),
     [
         ([], "Give a mode"),
+        (["wsi", "--input_dir=a"], "The mode wsi needs --input_dir and --output_dir"),
+        (["--region=1,1,1,1", "wsi"], "--region stands after the mode: run_infer.py ... wsi --region"),
+        (["wsi", "--draw_dot", "--input_dir=a", "--output_dir=b"], "There is no option --draw_dot of the mode wsi."),
         (["slide"], "The mode is 'slide'"),
         (["--foo", "tile"], "There is no option --foo."),
         (["--batch_size"], "--batch_size requires argument"),
@@ -279,10 +282,104 @@ def test_help_needs_no_torch(words):
     assert done.stdout.splitlines()[-1].split() == ["heavy:"] and len(done.stdout.splitlines()) > 1
 
 
-def test_slides_are_not_built_yet(capsys):
-    assert run_infer.main(["--model_path=x", "wsi", "--input_dir=slides", "--output_dir=out"]) == 2
+def wsi_command(place, *own, shared=(), source="in/first.png", out="slides"):
+    return [
+        f"--model_path={place / 'typed.tar'}",
+        "--gpu=cpu",
+        *shared,
+        "wsi",
+        f"--input_dir={place / source}",
+        f"--output_dir={place / out}",
+        *own,
+    ]
+
+
+def described(path):
+    nuclei = json.loads(path.read_text())["nuc"].values()
+    return sorted((one["bbox"], one["contour"], one["type"], one["type_probs"]) for one in nuclei)
+
+
+def balanced_network(image):
+    """A random network, shifted so that it calls a quarter of the image nuclei."""
+    from infer.base import NetworkSegmenter
+
+    torch.manual_seed(5)
+    net = HoVerNet("small", 3).eval()
+    np_prob = NetworkSegmenter(net, "small", "cpu").raw_maps(image).np_prob.astype(np.float64)
+    with torch.no_grad():
+        net.decoder["np"].head.bias[4:] -= float(np.quantile(np.log(np_prob / (1 - np_prob)), 0.75))
+    return net
+
+
+def test_a_slide_is_the_tile_it_is(tmp_path, monkeypatch):
+    """The same image in both modes, with a true network: nucleus for nucleus, whatever the windows and workers."""
+    coarse = np.random.default_rng(2).integers(60, 255, (28, 36, 3), dtype=np.uint8)
+    image = cv2.resize(coarse, (420, 330), interpolation=cv2.INTER_CUBIC)
+    write_png(tmp_path / "in" / "a.png", image)
+    recipe = TrainRecipe("demo", DataSettings("demo", mpp=0.5), net=NetSettings("small", 3, "local"))
+    weights = balanced_network(image).state_dict()
+    save_checkpoint(tmp_path / "net.tar", Checkpoint(FORMAT_VERSION, recipe.to_dict(), 2, "done", 0, teacher=weights))
+    shared = [f"--model_path={tmp_path / 'net.tar'}", "--gpu=cpu", "--precision=fp32"]
+    folders = [f"--input_dir={tmp_path / 'in'}", f"--output_dir={tmp_path / 'tile'}"]
+    assert run_infer.main([*shared, "tile", *folders]) == 0
+    expected = described(tmp_path / "tile" / "json" / "a.json")
+    assert len(expected) > 100, "too few nuclei to tell"
+    outs = []
+    for number, (patch, workers) in enumerate([(2048, 0), (400, 1)]):
+        monkeypatch.setattr("infer.slide_estimate.largest_patch", lambda *_, patch=patch: patch)
+        monkeypatch.setattr("infer.slide_estimate.SMALLEST_WINDOW", 256)
+        folders = [f"--input_dir={tmp_path / 'in'}", f"--output_dir={tmp_path / f'wsi{number}'}"]
+        own = ["--mpp=0.5", "--whole_slide", "--tile_shape=256"]
+        assert run_infer.main([*shared, f"--nr_post_proc_workers={workers}", "wsi", *folders, *own]) == 0
+        outs.append(tmp_path / f"wsi{number}")
+        assert described(outs[-1] / "json" / "a.json") == expected
+    for name in written(outs[0]):
+        assert len({(out / name).read_bytes() for out in outs}) == 1, f"{name} depends on windows or workers"
+
+
+def test_slides_from_end_to_end(place, capsys):
+    assert run_infer.main(wsi_command(place, "--save_thumb", "--save_mask", "--mpp=0.5", "--chunk_shape=9")) == 0
+    kinds = {"geojson": "geojson", "info": "json", "json": "json", "parquet": "parquet"}
+    pictures = dict.fromkeys(("density", "mask", "overlay", "thumb", "tissue"), "png")
+    made = sorted(f"{kind}/first.{end}" for kind, end in {**kinds, **pictures}.items())
+    assert [name for name in written(place / "slides") if not name.split("/")[-1].startswith(".")] == made
+    printed = capsys.readouterr()
+    assert "--chunk_shape no longer means anything" in printed.out and "slides are read at 0.5 um/px" in printed.out
+    assert re.search(r"first +done +[0-9]+", printed.out) and "tile" in printed.err and "nuclei" in printed.err
+    assert run_infer.main(wsi_command(place, "--mpp=0.5", "--save_thumb", "--save_mask")) == 0
+    assert re.search(r"first +skipped", capsys.readouterr().out)
+
+
+def test_a_slide_without_a_scale_says_what_to_add(place, capsys):
+    assert run_infer.main(wsi_command(place, out="bare")) == 1
     printed = capsys.readouterr().err
-    assert "not built yet" in printed and len(printed.splitlines()) == 1
+    assert "does not say how large its pixels are: add --mpp=" in printed and "Traceback" not in printed
+    assert run_infer.main(wsi_command(place, "--dry_run", "--mpp=1.0", out="bare")) == 0
+    assert "resampled to 0.5 um/px" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--region=1,2,3"], "--region=1,2,3: give x,y,width,height"),
+        (["--region=1,2,0,3"], "--region=1,2,0,3: "),
+        (["--mpp=0"], "--mpp=0: give a number above 0"),
+        (["--tile_shape=x"], "--tile_shape=x: "),
+        (["--max_memory=0.1"], "--max_memory=0.1 is too small"),
+        (["--proc_mag=40"], "--proc_mag=40 is 0.25 um/px and the network wants 0.5"),
+        (["--input_mask_dir=nowhere"], "--input_mask_dir=nowhere: this folder does not exist"),
+        (["--input_mask_dir=.", "--whole_slide"], "exclude each other"),
+    ],
+)
+def test_bad_options_of_slides(place, capsys, words, sentence):
+    assert run_infer.main(wsi_command(place, *words, out="bad")) == 2
+    printed = capsys.readouterr()
+    assert sentence in printed.err and len(printed.err.splitlines()) == 1 and not (place / "bad").exists()
+
+
+def test_reference_post_processing_is_not_for_slides(place, capsys):
+    assert run_infer.main(wsi_command(place, shared=["--post_proc=hovernet"], out="bad")) == 2
+    assert "--post_proc=hovernet depends on how a slide is cut" in capsys.readouterr().err
 
 
 def test_a_folder_that_may_not_be_read_is_named(place, monkeypatch, capsys):

@@ -13,6 +13,10 @@ class SlideError(HoverNetCyclicError):
     """A slide cannot be read, or lacks what is needed to read it at the right scale."""
 
 
+class UnreadableRegionError(SlideError):
+    """A region of a slide cannot be read; the rest of it may."""
+
+
 class CheckpointError(HoverNetCyclicError):
     """A checkpoint cannot be read, or disagrees with what was asked."""
 

@@ -69,25 +69,33 @@ def patch_lattice(tile_shape: Shape, patch_input_shape: Shape, patch_output_shap
     )
 
 
-def slide_tiles(slide_shape: Shape, own_size: int, margin: int) -> list[SlideTile]:
-    """Cut a slide into tiles, row by row.
+def slide_tiles(slide_shape: Shape, window: Shape, margin: int) -> list[SlideTile]:
+    """Cut a slide into windows for the network, and into tiles for post-processing that lag behind them.
 
-    slide_shape: (H, W) px at the working mpp. The `own` boxes, at most own_size px a side, partition the slide; each
-    `read` box is its own box grown by `margin` px on every side and clipped to the slide. Raises RecipeError for
-    sizes that cannot work; an empty slide has no tiles.
+    slide_shape, window: (H, W) px at the working mpp. Row by row: the `window` boxes partition the slide, and so do the
+    `own` boxes, which lie `margin` px further up and left. A `read` box is its own box grown by `margin` and clipped to
+    the slide; so it ends where its window does, and with the windows of the tiles above and to the left all of it is
+    there. Raises RecipeError for sizes that cannot work; an empty slide has no tiles.
     """
-    if own_size < 1 or margin < 0:
-        raise RecipeError(
-            f"Slide tiles of {own_size} px with a margin of {margin} px: give a size >= 1, a margin >= 0."
-        )
-    height, width = slide_shape
-    slide = Box(0, 0, height, width)
+    slide = Box(0, 0, *slide_shape)
     tiles = []
-    for top in range(0, height, own_size):
-        for left in range(0, width, own_size):
-            own = Box(top, left, min(top + own_size, height), min(left + own_size, width))
-            tiles.append(SlideTile(read=grow(own, margin, within=slide), own=own))
+    for top, own_top, own_bottom in _lagging(slide_shape[0], window[0], margin):
+        for left, own_left, own_right in _lagging(slide_shape[1], window[1], margin):
+            own = Box(own_top, own_left, own_bottom, own_right)
+            box = Box(top, left, min(top + window[0], slide.bottom), min(left + window[1], slide.right))
+            tiles.append(SlideTile(read=grow(own, margin, within=slide), own=own, window=box))
     return tiles
+
+
+def _lagging(length: int, window: int, margin: int) -> list[tuple[int, int, int]]:
+    """(start of the window, start and end of the own box) along one axis."""
+    if window < 1 or margin < 0 or (window < length and 2 * margin > window):
+        raise RecipeError(
+            f"Slide tiles of {window} px with a margin of {margin} px: give a size >= 1 of at least twice the margin."
+        )
+    starts = range(0, length, window)
+    edges = [0, *(start - margin for start in starts[1:]), length]
+    return [(start, edges[i], edges[i + 1]) for i, start in enumerate(starts)]
 
 
 def intersect(first: Box, second: Box) -> Box | None:
@@ -125,6 +133,19 @@ def scale(box: Box, from_mpp: float, to_mpp: float) -> Box:
     if not (from_mpp > 0 and to_mpp > 0):
         raise RecipeError(f"Cannot scale from {from_mpp} to {to_mpp} um/px: give an mpp above 0.")
     return Box(*(math.floor(edge * from_mpp / to_mpp + 0.5) for edge in box))
+
+
+def overlap(first: Box, second: Box) -> bool:
+    """Whether two boxes share a pixel."""
+    return intersect(first, second) is not None
+
+
+def within(box: Box, outer: Box) -> tuple[slice, slice]:
+    """The slices (rows, columns) that cut a box out of an array which covers `outer`."""
+    return (
+        slice(box.top - outer.top, box.bottom - outer.top),
+        slice(box.left - outer.left, box.right - outer.left),
+    )
 
 
 def contains_point(box: Box, point: tuple[float, float]) -> bool:

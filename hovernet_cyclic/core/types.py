@@ -151,10 +151,40 @@ class SegmentedTile:
 
 
 class SlideTile(NamedTuple):
-    """A part of a slide: `read` is what is given to the network, `own` (inside it) is where its nuclei count."""
+    """A part of a slide, px at the working mpp.
+
+    own: where its nuclei count. read: what is post-processed for that, own and a margin round it. window: what the
+    network is asked for when the tile's turn comes.
+    """
 
     read: Box
     own: Box
+    window: Box
+
+
+class SlideReader(Protocol):
+    """One slide file. Level 0 is the finest; each level has its own pixels, (0, 0) at its top left.
+
+    path: as given. level_shapes: (H, W) px of each level. mpp: um/px of level 0 (down, across), None where the file
+    does not say. magnification: of the objective, None likewise. origin: (x, y) of our pixel (0, 0) in the pixels that
+    the file itself counts (a slide may be cropped to what was scanned).
+    """
+
+    path: str
+    level_shapes: tuple[tuple[int, int], ...]
+    mpp: tuple[float, float] | None
+    magnification: float | None
+    origin: tuple[int, int]
+
+    def read(self, level: int, box: Box) -> UInt8Array:
+        """uint8 (H, W, 3) RGB of a box in px of the level, inside it.
+
+        What was never scanned is of the slide's background colour. Raises UnreadableRegionError for a damaged region of
+        a slide that otherwise goes on, and SlideError for a slide that is gone.
+        """
+
+    def close(self) -> None:
+        """Let go of the file."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hovernet_cyclic.core.errors import DatasetError, RecipeError
-from hovernet_cyclic.core.geometry import contains_point, grow, intersect, patch_lattice, scale, shift, slide_tiles
+from hovernet_cyclic.core.geometry import (
+    contains_point,
+    grow,
+    intersect,
+    overlap,
+    patch_lattice,
+    scale,
+    shift,
+    slide_tiles,
+    within,
+)
 from hovernet_cyclic.core.types import Box
 
 SIDE = st.integers(1, 60)
@@ -80,31 +90,61 @@ def test_impossible_patches_are_refused(shapes):
         patch_lattice(*shapes)
 
 
+@st.composite
+def grids(draw):
+    """(slide_shape, window, margin) that can be laid."""
+    margin = draw(st.integers(0, 8))
+    return draw(SHAPE), (draw(st.integers(2 * margin + 1, 40)), draw(st.integers(2 * margin + 1, 40))), margin
+
+
 @settings(max_examples=60, deadline=None)
-@given(SHAPE, st.integers(1, 40), st.integers(0, 20))
-def test_own_boxes_partition_the_slide(slide_shape, own_size, margin):
-    covered = np.zeros(slide_shape, int)
-    for read, own in slide_tiles(slide_shape, own_size, margin):
-        covered[own.top : own.bottom, own.left : own.right] += 1
+@given(grids())
+def test_windows_and_own_boxes_partition_the_slide(grid):
+    slide_shape, window, margin = grid
+    covered = np.zeros((2, *slide_shape), int)
+    for read, own, box in slide_tiles(slide_shape, window, margin):
+        for layer, part in zip(covered, (own, box), strict=True):
+            layer[part.top : part.bottom, part.left : part.right] += 1
         grown = Box(own.top - margin, own.left - margin, own.bottom + margin, own.right + margin)
-        assert max(own.height, own.width) <= own_size
         assert read == intersect(grown, Box(0, 0, *slide_shape))
+        assert box.height <= window[0] and box.width <= window[1]
     assert (covered == 1).all()
 
 
 @settings(max_examples=60, deadline=None)
-@given(SHAPE, st.integers(1, 40), st.data())
-def test_a_centroid_has_one_owner(slide_shape, own_size, data):
+@given(grids())
+def test_what_a_tile_reads_is_in_its_own_window_and_the_strips_before_it(grid):
+    slide_shape, window, margin = grid
+    for read, _, box in slide_tiles(slide_shape, window, margin):
+        assert (read.bottom, read.right) == (box.bottom, box.right)
+        assert read.top >= box.top - 2 * margin and read.left >= box.left - 2 * margin
+
+
+@settings(max_examples=60, deadline=None)
+@given(grids(), st.data())
+def test_a_centroid_has_one_owner(grid, data):
+    slide_shape, window, margin = grid
     x = data.draw(st.floats(0, slide_shape[1] - 1))
     y = data.draw(st.floats(0, slide_shape[0] - 1))
-    assert sum(contains_point(own, (x, y)) for _, own in slide_tiles(slide_shape, own_size, 3)) == 1
+    assert sum(contains_point(tile.own, (x, y)) for tile in slide_tiles(slide_shape, window, margin)) == 1
 
 
 def test_slide_tiles_refuse_bad_sizes():
-    for own_size, margin in ((0, 4), (8, -1)):
+    for window, margin in (((0, 4), 0), ((8, 8), -1), ((8, 8), 5)):
         with pytest.raises(RecipeError, match="margin"):
-            slide_tiles((10, 10), own_size, margin)
-    assert slide_tiles((0, 10), 4, 1) == []
+            slide_tiles((10, 10), window, margin)
+    assert slide_tiles((0, 10), (4, 4), 1) == []
+    assert len(slide_tiles((10, 10), (10, 10), 9)) == 1, "one window needs no room for a margin"
+
+
+@given(boxes(), boxes())
+def test_within_cuts_the_common_part(first, second):
+    common = intersect(first, second)
+    assert overlap(first, second) == (common is not None)
+    if common:
+        rows, columns = np.mgrid[first.top : first.bottom, first.left : first.right]
+        cut = within(common, first)
+        assert {*zip(rows[cut].ravel().tolist(), columns[cut].ravel().tolist(), strict=True)} == pixels(common)
 
 
 @given(boxes(), boxes())
@@ -132,7 +172,7 @@ def test_scale_is_within_half_a_pixel(box, from_mpp, to_mpp):
 @settings(max_examples=40, deadline=None)
 @given(SHAPE, st.integers(1, 30), st.sampled_from([0.13, 0.5, 0.77, 2.0]))
 def test_a_partition_stays_one_when_scaled(slide_shape, own_size, from_mpp):
-    scaled = [scale(own, from_mpp, 0.25) for _, own in slide_tiles(slide_shape, own_size, 0)]
+    scaled = [scale(tile.own, from_mpp, 0.25) for tile in slide_tiles(slide_shape, (own_size, own_size), 0)]
     whole = scale(Box(0, 0, *slide_shape), from_mpp, 0.25)
     covered = np.zeros((whole.height, whole.width), int)
     for box in scaled:
