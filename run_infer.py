@@ -31,6 +31,7 @@ Exit code: 0 all images done, 1 some image could not be processed, 2 bad input.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import re
 import sys
@@ -206,6 +207,8 @@ def run_slides(settings: Mapping[str, Any], wanted: Mapping[str, Any], slides: S
     run = slide_settings(
         wanted, {**settings, "nr_post_proc_workers": workers}, types, recipe.data.mpp if recipe else None, precision
     )
+    if recipe:
+        run = dataclasses.replace(run, smallest=recipe.smallest_area)
     print(describe(loaded, recipe, settings["model_path"]).replace("give images", "slides are read"))
     return (dry_run if wanted["dry_run"] else segment_and_report)(slides.slides, segmenters, run)
 
@@ -278,6 +281,8 @@ def run_tiles(settings: Mapping[str, Any], own: Mapping[str, Any], tiles: TileFi
     places = ", ".join(str(device.torch_device) for device in devices)
     print(f"{counted(len(tiles.images))} on {places}, {precision}, post-processing '{variant}'")
     finisher = Finisher(outputs, variant, recipe.data.mpp if recipe else None)
+    if recipe:
+        finisher = dataclasses.replace(finisher, smallest=recipe.smallest_area)
     workers = Workers(settings["nr_inference_workers"], finish_workers(settings, len(tiles.images)))
     return segment_folder(segmenters, tiles.images, finisher, workers)
 

@@ -19,7 +19,7 @@ from hovernet_cyclic.core.label_maps import extract_nuclei
 from hovernet_cyclic.core.types import Box, RawMaps, SegmentedTile, UInt8Array
 from infer.shared_arrays import OpenParcel, Parcel, SharedBlocks
 from infer.writers import OutputFolder
-from models.hovernet.post_proc import segment
+from models.hovernet.post_proc import SMALLEST_AREA, segment
 
 ResultT = TypeVar("ResultT")
 
@@ -48,16 +48,20 @@ class Outcome(NamedTuple, Generic[ResultT]):
 
 @dataclass(frozen=True)
 class Finisher:
-    """Post-processes a tile and writes its files. variant: see post_proc.segment. mpp: um/px of the tiles, if known."""
+    """Post-processes a tile and writes its files.
+
+    variant, smallest: see post_proc.segment. mpp: um/px of the tiles, if known.
+    """
 
     outputs: OutputFolder
     variant: str
     mpp: float | None = None
+    smallest: int = SMALLEST_AREA
 
     def __call__(self, job: TileJob) -> int:
         """Write the files of a tile, whose key is the path of its image, and return the number of its nuclei."""
         assert isinstance(job.key, Path), "in tile mode a tile is an image file"
-        inst_map = segment(job.raw, self.variant)
+        inst_map = segment(job.raw, self.variant, self.smallest)
         nuclei = extract_nuclei(inst_map, job.raw.type_map, job.raw.type_probs)
         self.outputs.discard(job.key.stem)  # an earlier run may have written more kinds of files
         self.outputs.write(SegmentedTile(job.key.stem, inst_map, nuclei, self.mpp), job.image, job.raw)

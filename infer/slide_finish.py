@@ -17,7 +17,7 @@ from infer.journal import Key
 from infer.measurements import Mpp, Outline, centroid, measure
 from infer.nucleus_table import Described, NucleusTable, shifted
 from infer.slide_record import OpenCluster, pack
-from models.hovernet.post_proc import segment
+from models.hovernet.post_proc import SMALLEST_AREA, segment
 
 
 class SlideKey(NamedTuple):
@@ -42,12 +42,14 @@ class SlideFinisher:
     """Answers a TileJob (key: SlideKey) with the content of its record. Boxes in px of the slide at the working mpp.
 
     whole: (H, W) of the slide. mpp: um/px (down, across). nr_types: T, 0 for none. region: where nuclei count at all.
+    smallest: px, see post_proc.segment.
     """
 
     whole: tuple[int, int]
     mpp: Mpp
     nr_types: int
     region: Box
+    smallest: int = SMALLEST_AREA
 
     def __call__(self, job: TileJob) -> bytes:
         """The record: nuclei of clusters that are whole, and the clusters that are not."""
@@ -85,7 +87,7 @@ class SlideFinisher:
         described = Described(self.nr_types)
         if not chosen.any():
             return described.table()
-        inst_map = _only(segment(job.raw, "local"), clusters, chosen)
+        inst_map = _only(segment(job.raw, "local", self.smallest), clusters, chosen)
         for inst_id, nucleus in extract_nuclei(inst_map, job.raw.type_map, job.raw.type_probs).items():
             part = within(nucleus.bbox, Box(0, 0, job.box.height, job.box.width))
             mask = (inst_map[part] == inst_id).astype(np.uint8)

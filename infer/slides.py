@@ -22,6 +22,7 @@ from infer.slide_finish import SlideFinisher
 from infer.slide_outputs import SlideFolder
 from infer.slide_plan import MARGIN, SlidePlan, SlideRequest, SlideSegmenter, plan_slide
 from infer.wsi import Progress, SlideRun
+from models.hovernet.post_proc import SMALLEST_AREA
 
 
 class SlideFile(NamedTuple):
@@ -43,6 +44,7 @@ class SlideSettings:
     """How slides are segmented. network: plain values that name the weights and their arithmetic. cache: for journals.
 
     nr_types: 0 for none. readers, workers: see SlideRun. patch_bytes: memory of a patch in the network, at most.
+    smallest: px of a nucleus, see post_proc.segment.
     """
 
     request: SlideRequest
@@ -54,6 +56,7 @@ class SlideSettings:
     workers: int = 0
     patch_bytes: float = 0.0
     quiet: bool = False
+    smallest: int = SMALLEST_AREA
 
 
 class SlideResult(NamedTuple):
@@ -156,7 +159,7 @@ def _segment_plan(plan: SlidePlan, segmenters: Sequence[SlideSegmenter], setting
             f"{plan.name}: an unfinished run with other settings is given up, and the slide begun anew.",
             file=sys.stderr,
         )
-    finisher = SlideFinisher(plan.view.shape, plan.view.mpp, settings.nr_types, plan.region)
+    finisher = SlideFinisher(plan.view.shape, plan.view.mpp, settings.nr_types, plan.region, settings.smallest)
     with tqdm(total=len(plan.wanted), unit="tile", disable=settings.quiet, dynamic_ncols=True, desc=plan.name) as bar:
         run = SlideRun(plan, segmenters, finisher, journal, settings.readers, settings.workers)
         run = replace(run, told=lambda progress: _show(bar, progress))

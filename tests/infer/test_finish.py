@@ -6,7 +6,9 @@ import pytest
 
 from hovernet_cyclic.core.errors import DatasetError
 from hovernet_cyclic.core.types import Box, RawMaps
-from infer.finish import Outcome, TileJob, failure_sentence, finish_all
+from infer.finish import Finisher, Outcome, TileJob, failure_sentence, finish_all
+from infer.type_info import default_type_info
+from infer.writers import OutputFolder
 
 
 def job(name):
@@ -99,3 +101,12 @@ def test_sentences_name_the_file_and_the_cure():
         )
     sentence = failure_sentence(path, OSError(28, "No space left on device"))
     assert sentence.startswith("dir/a.png") and "No space left on device" in sentence
+
+
+def test_a_recipe_says_how_small_a_nucleus_may_be(tmp_path):
+    prob = np.zeros((40, 40), np.float32)
+    prob[2:8, 2:8] = prob[20:32, 20:32] = 1  # 36 and 144 px
+    image = np.zeros((40, 40, 3), np.uint8)
+    job = TileJob(Path("a.png"), image, RawMaps(prob, np.zeros((40, 40, 2), np.float32)), Box(0, 0, 40, 40))
+    outputs = OutputFolder(tmp_path, default_type_info(None))
+    assert [Finisher(outputs, "local", 0.25, smallest)(job) for smallest in (10, 80)] == [2, 1]

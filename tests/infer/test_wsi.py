@@ -66,12 +66,12 @@ def tissue_like(shape, seed, size, sparse):
     return np.clip(np.stack(channels, axis=-1), 0, 255).astype(np.uint8)
 
 
-def run_slide(path, root, window, cache=None, **request):
-    """Segment one image as a slide. Returns the content of its info file."""
+def run_slide(path, root, window, cache=None, smallest=10, **request):
+    """Segment one image as a slide. Returns the content of its info file. smallest: px."""
     wanted = SlideRequest(mpp=0.5, slide_mpp=0.5, window=window, **{"find_tissue": False, **request})
     plan = plan_slide(str(path), path.stem, wanted, Decoder().cell)
     journal = Journal((cache or root / ".journal") / path.stem, {**plan.identity, "window": window})
-    finisher = SlideFinisher(plan.view.shape, plan.view.mpp, 3, plan.region)
+    finisher = SlideFinisher(plan.view.shape, plan.view.mpp, 3, plan.region, smallest)
     run = SlideRun(plan, [Decoder()], finisher, journal)
     run.segment()
     clusters = len(open_clusters(journal))
@@ -95,7 +95,7 @@ def found(root, name="slide"):
     )
 
 
-def expected(image):
+def expected(image, smallest=10):
     """The same, of the image post-processed at once, as tile mode does it."""
     raw = decode(image)
     return sorted(
@@ -106,7 +106,7 @@ def expected(image):
             one.type_id,
             round(one.type_prob, 9),
         )
-        for one in extract_nuclei(segment(raw), raw.type_map, raw.type_probs).values()
+        for one in extract_nuclei(segment(raw, smallest=smallest), raw.type_map, raw.type_probs).values()
     )
 
 
@@ -128,9 +128,10 @@ def test_a_slide_is_what_the_whole_image_is(tmp_path_factory, height, width, see
     folder = tmp_path_factory.mktemp("whole")
     image = tissue_like((height, width), seed, size, sparse)
     write_png(folder / "slide.png", image)
-    info = run_slide(folder / "slide.png", folder / "out", window)
+    smallest = (10, 45, 80)[seed % 3]
+    info = run_slide(folder / "slide.png", folder / "out", window, smallest=smallest)
     assert info["nuclei_in_clusters_too_large"] == 0
-    assert found(folder / "out") == expected(image)
+    assert found(folder / "out") == expected(image, smallest)
 
 
 def test_files_do_not_depend_on_how_the_slide_is_cut(tmp_path):
