@@ -18,7 +18,7 @@ Options, which stand before the mode:
   --precision=<name>          fp32, bf16 (faster, outlines differ by single pixels), or auto: bf16 where the device has
                               it built in, but fp32 for the network 'small' on a CPU. [default: auto]
   --batch_size=<n>            Patches at a time; 4 on a GPU and 1 on the CPU if not given. Patches are large.
-  --post_proc=<name>          local or hovernet (the reference's arithmetic); the network's recipe if not given.
+  --post_proc=<name>          local, or hovernet: its patches and its arithmetic. The network's recipe if not given.
   --type_info_path=<file>     JSON with the name and colour of each type: {"1": ["neopla", [255, 0, 0]], ...}.
   --nr_inference_workers=<n>  Threads that read images ahead. [default: 1]
   --nr_post_proc_workers=<n>  Processes that post-process and write; 0: none apart. As cores and images if not given.
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from infer.type_info import TypeInfo
     from models.checkpoint import LoadedNetwork
     from models.devices import Device
+    from models.hovernet.net_desc import HoVerNet
 
 TILE = """Segment every image of a folder. Images must be at the scale that the network was trained at.
 
@@ -269,13 +270,14 @@ def run_tiles(settings: Mapping[str, Any], own: Mapping[str, Any], tiles: TileFi
 
     devices, loaded = load(settings)
     recipe = recipe_of(loaded)
-    segmenters = segmenters_of(loaded, devices, settings["batch_size"])
+    variant = settings["post_proc"] or (recipe.net.post_proc if recipe else "local")
+    as_published = variant == "hovernet"
+    segmenters = (reference_segmenters_of if as_published else segmenters_of)(loaded, devices, settings["batch_size"])
     outputs = OutputFolder(
         Path(own["--output_dir"]),
         types_of(loaded, recipe, settings["type_info_path"]),
         **{name: own[f"--{name}"] for name in ("draw_dot", "save_qupath", "save_raw_map")},
     )
-    variant = settings["post_proc"] or (recipe.net.post_proc if recipe else "local")
     print(describe(loaded, recipe, settings["model_path"]))
     precision = str(devices[0].dtype).removeprefix("torch.")
     places = ", ".join(str(device.torch_device) for device in devices)
@@ -308,11 +310,27 @@ def segmenters_of(
     """The network on each device, ready for images. largest_patch: see NetworkSegmenter."""
     from infer.base import NetworkSegmenter
 
-    nets = [loaded.net, *(copy.deepcopy(loaded.net) for _ in devices[1:])]
     return [
         NetworkSegmenter(net, loaded.mode, device.torch_device, batch_size, device.dtype, largest_patch, frozen=True)
-        for net, device in zip(nets, devices, strict=True)
+        for net, device in _nets(loaded, devices)
     ]
+
+
+def reference_segmenters_of(
+    loaded: LoadedNetwork, devices: Sequence[Device], batch_size: int | None
+) -> list[NetworkSegmenter]:
+    """As `segmenters_of`, on hover_net's own lattice of patches."""
+    from infer.base import ReferenceSegmenter
+
+    return [
+        ReferenceSegmenter(net, loaded.mode, device.torch_device, batch_size, device.dtype)
+        for net, device in _nets(loaded, devices)
+    ]
+
+
+def _nets(loaded: LoadedNetwork, devices: Sequence[Device]) -> list[tuple[HoVerNet, Device]]:
+    """A network for each device."""
+    return [(loaded.net if i == 0 else copy.deepcopy(loaded.net), device) for i, device in enumerate(devices)]
 
 
 def check_network(loaded: LoadedNetwork, settings: Mapping[str, Any]) -> None:

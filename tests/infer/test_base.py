@@ -5,7 +5,7 @@ import torch
 from hovernet_cyclic.core.errors import RecipeError
 from hovernet_cyclic.core.geometry import grow
 from hovernet_cyclic.core.types import Box, Pixels, RawMaps
-from infer.base import NetworkSegmenter
+from infer.base import NetworkSegmenter, ReferenceSegmenter
 from models.hovernet.net_desc import HoVerNet, crop_output, margin
 
 
@@ -152,3 +152,47 @@ def test_a_network_that_tells_types_tells_how_sure_it_is(nets):
     highest = np.take_along_axis(raw.type_probs, raw.type_map[..., None].astype(np.int64), -1)[..., 0]
     np.testing.assert_array_equal(highest, raw.type_probs.max(-1))
     assert NetworkSegmenter(nets[None], "small", "cpu").raw_maps(picture(9, 9)).type_probs is None
+
+
+def reference_maps(net, image, win, step):
+    """hover_net's own way with a tile: reflected all round, patches of `win` px whose middles of `step` px abut."""
+    height, width = image.shape[:2]
+    before, rows, columns = (win - step) // 2, -(-height // step) * step, -(-width // step) * step
+    after = ((before, before + rows - height + step), (before, before + columns - width + step), (0, 0))
+    padded = np.pad(image, after, mode="reflect")
+    maps = np.zeros((rows, columns, 3), np.float32)
+    for top in range(0, rows, step):
+        for left in range(0, columns, step):
+            patch = torch.from_numpy(padded[top : top + win, left : left + win]).permute(2, 0, 1)[None].float()
+            with torch.inference_mode():
+                output = net(patch)
+            maps[top : top + step, left : left + step, 0] = output.np.softmax(1)[0, 1]
+            maps[top : top + step, left : left + step, 1:] = output.hv[0].permute(1, 2, 0)
+    return maps[:height, :width]
+
+
+def test_the_reference_lattice_answers_as_hover_net_does():
+    """With zeros at each patch's border, as published networks know it; large patches answer otherwise."""
+    torch.manual_seed(3)
+    net, image = HoVerNet("fast").eval(), picture(170, 180)
+    for branch in net.decoder.values():
+        branch.u0.conv.weight.data *= 1e-4  # random weights answer in thousands, which leaves rounding alone to compare
+    expected = reference_maps(net, image, 256, 164)
+    raw = ReferenceSegmenter(net, "fast", "cpu").raw_maps(image)
+    np.testing.assert_allclose(raw.np_prob, expected[..., 0], atol=1e-4)
+    np.testing.assert_allclose(raw.hv_map, expected[..., 1:], atol=1e-4 * np.abs(expected).max())
+    large = NetworkSegmenter(net, "fast", "cpu").raw_maps(image)
+    assert np.abs(large.hv_map - expected[..., 1:]).max() > 1e-3 * np.abs(expected).max()
+
+
+def test_where_memory_is_short_the_reference_lattice_keeps_its_patches(monkeypatch, capsys):
+    segmenter = ReferenceSegmenter(HoVerNet("small"), "small", "cpu", 2)
+
+    def refuse(images):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(segmenter, "_answer", refuse)
+    with pytest.raises(torch.OutOfMemoryError):
+        segmenter.raw_maps(picture(200, 200))
+    assert segmenter.batch_size == 1 and segmenter.cell((200, 200)) == (192, 192)
+    assert capsys.readouterr().err.count("1 patches at a time") == 1
