@@ -1,12 +1,19 @@
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from dataloader.images import read_rgb
 from hovernet_cyclic.core.errors import RecipeError
 from hovernet_cyclic.core.geometry import grow
 from hovernet_cyclic.core.types import Box, Pixels, RawMaps
 from infer.base import NetworkSegmenter, ReferenceSegmenter
 from models.hovernet.net_desc import HoVerNet, crop_output, margin
+from models.hovernet.post_proc import segment
+
+DATA = Path(os.environ.get("HOVERNET_CYCLIC_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +203,29 @@ def test_where_memory_is_short_the_reference_lattice_keeps_its_patches(monkeypat
         segmenter.raw_maps(picture(200, 200))
     assert segmenter.batch_size == 1 and segmenter.cell((200, 200)) == (192, 192)
     assert capsys.readouterr().err.count("1 patches at a time") == 1
+
+
+def shares(first, second):
+    """Of each nucleus of the first map: its best IoU with one of the second."""
+    both = (first > 0) & (second > 0)
+    pairs, common = np.unique(np.stack([first[both], second[both]]), axis=1, return_counts=True)
+    areas = [np.bincount(inst_map.ravel()) for inst_map in (first, second)]
+    best = np.zeros(areas[0].size)
+    np.maximum.at(best, pairs[0], common / (areas[0][pairs[0]] + areas[1][pairs[1]] - common))
+    return best[np.unique(first[first > 0])]
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="no real tiles are here")
+def test_the_frozen_network_finds_the_same_nuclei_on_a_real_tile():
+    torch.manual_seed(3)
+    net = HoVerNet("small")
+    with torch.no_grad():
+        net.decoder["np"].head.weight *= 20  # so that an untrained network is not undecided everywhere
+        net.decoder["hv"].head.weight *= 5
+    image = read_rgb(sorted((DATA / "monuseg" / "images").glob("*.png"))[0])[:400, :400]
+    plain, fast = (
+        segment(NetworkSegmenter(net, "small", "cpu", frozen=frozen, largest_patch=side).raw_maps(image))
+        for frozen, side in ((False, None), (True, 336))
+    )
+    found = shares(plain, fast)
+    assert len(found) > 50 and (found > 0.99).mean() >= 0.995
