@@ -6,12 +6,14 @@ Nothing here needs torch, so that a new process is ready soon.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from hovernet_cyclic.core.errors import HoverNetCyclicError
@@ -199,7 +201,7 @@ class _Processes(Generic[ResultT]):
     def _new_pool(self) -> ProcessPoolExecutor:
         # Forking a process that runs torch's threads can hang it for ever.
         spawn = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self._workers, mp_context=spawn, initializer=_leave_interrupts_to_the_parent)
+        return ProcessPoolExecutor(self._workers, mp_context=spawn, initializer=_follow_the_parent)
 
 
 def _arrays(raw: RawMaps) -> tuple[Any, ...]:
@@ -219,8 +221,17 @@ def _job_of(key: Hashable, box: Box, arrays: list[Any]) -> TileJob:
     return TileJob(key, arrays[0], RawMaps(*arrays[1:]), box)
 
 
-def _leave_interrupts_to_the_parent() -> None:
+def _follow_the_parent() -> None:
+    """Leave interrupts to the parent, and end when it is killed: a process that waits for work would wait for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def failure_sentence(key: Hashable, error: BaseException) -> str:

@@ -1,4 +1,7 @@
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +113,37 @@ def test_a_recipe_says_how_small_a_nucleus_may_be(tmp_path):
     job = TileJob(Path("a.png"), image, RawMaps(prob, np.zeros((40, 40, 2), np.float32)), Box(0, 0, 40, 40))
     outputs = OutputFolder(tmp_path, default_type_info(None))
     assert [Finisher(outputs, "local", 0.25, smallest)(job) for smallest in (10, 80)] == [2, 1]
+
+
+ENDLESS = """
+import os, time
+from pathlib import Path
+import numpy as np
+from hovernet_cyclic.core.types import Box, RawMaps
+from infer.finish import TileJob, finish_all
+def jobs():
+    maps = RawMaps(np.zeros((4, 4), np.float32), np.zeros((4, 4, 2), np.float32))
+    while True:
+        yield TileJob(Path("a"), np.zeros((4, 4, 3), np.uint8), maps, Box(0, 0, 4, 4))
+if __name__ == "__main__":
+    for outcome in finish_all(jobs(), repr, 1):
+        print(*Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split(), flush=True)
+        time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads Linux' /proc")
+def test_processes_end_with_a_parent_that_is_killed(tmp_path):
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    root = Path(__file__).parents[2]
+    command = [sys.executable, str(tmp_path / "endless.py")]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)})
+    children = parent.stdout.readline().split()
+    assert children
+    parent.kill()
+    parent.wait()
+    for _ in range(600):
+        if not any(Path(f"/proc/{child}").exists() for child in children):
+            return
+        time.sleep(0.1)
+    pytest.fail("a process outlived its parent")
