@@ -11,7 +11,7 @@ import config
 from dataloader.datasets import open_source
 from hovernet_cyclic.core.errors import CheckpointError
 from hovernet_cyclic.core.settings import BackEndSettings, DataSettings, NetSettings, TrainRecipe
-from hovernet_cyclic.core.types import Annotation, ImageTile
+from hovernet_cyclic.core.types import Annotation, ImageTile, whole_image
 from hovernet_cyclic.training import supervised
 from hovernet_cyclic.training.run_dir import RunDir
 from hovernet_cyclic.training.supervised import phases, run_supervised
@@ -156,7 +156,7 @@ def test_types_are_learnt_and_told_per_nucleus(tmp_path, cpu):
     inside = inst_map > 0
     assert np.mean(raw.type_map[inside] == type_map[inside]) > 0.9
     outputs = OutputFolder(tmp_path / "out", default_type_info(3, names))
-    assert Finisher(outputs, "local")(TileJob(tmp_path / "tile.png", image, raw)) == 36
+    assert Finisher(outputs, "local")(TileJob(tmp_path / "tile.png", image, raw, whole_image(image).box)) == 36
     check_written(tmp_path / "out", type_map)
 
 
