@@ -156,8 +156,8 @@ class PseudoMaskSettings:
     (`trust_later` once a teacher has spoken too), those under `dismiss_below` are background, the rest is ignored.
     dark_quantile, faint_evidence: pixels darker than this quantile of the tile whose evidence (a logit) is not below
     this are ignored too, with gaps of up to twice `close_um` between them, unless within `surround_um` of a trusted
-    nucleus. teacher_weight: weight of the teacher's
-    logit beside haematoxylin (in standard deviations of the tile) when candidates are cut again.
+    nucleus. inset_um: how far inside of its candidate's outline a nucleus is taught to end. teacher_weight: weight of
+    the teacher's logit beside haematoxylin (in standard deviations of the tile) when candidates are cut again.
     """
 
     cam: str = "evidence"
@@ -167,6 +167,7 @@ class PseudoMaskSettings:
     dark_quantile: float = 0.60
     faint_evidence: float = -1.0
     close_um: float = 1.5
+    inset_um: float = 0.25
     surround_um: float = 0.75
     teacher_weight: float = 0.75
 

@@ -12,12 +12,14 @@ import cv2
 import numpy as np
 
 from dataloader.stain import haematoxylin
+from hovernet_cyclic.core.label_maps import relabel
 from hovernet_cyclic.core.settings import PseudoMaskSettings, TrainRecipe
 from hovernet_cyclic.core.types import (
     ActivationMap,
     BoolArray,
     Float32Array,
     ImageTile,
+    Int32Array,
     PseudoMask,
     RawMaps,
     UInt8Array,
@@ -52,7 +54,8 @@ def tile_candidates(
     if teacher is not None:
         teacher_logit = logit(teacher.np_prob)
         both = score + settings.teacher_weight * teacher_logit
-        proposed = segment(teacher, smallest=recipe.smallest_area)
+        # the teacher was taught to end inside of the edge on which candidates are judged
+        proposed = outset(segment(teacher, smallest=recipe.smallest_area), settings.inset_um / tile.mpp)
         found = find_candidates(both, teacher_logit, tile.mpp, recipe.candidates, Second(score, proposed))
         # what either of the two holds possible is left out: a teacher that is blind to pale nuclei must not bury them
         evidence = np.maximum(evidence, teacher_logit)
@@ -119,7 +122,25 @@ def _pseudo_mask(
         elif rank >= settings.dismiss_below:
             cv2.drawContours(unsure, [candidate.contour], -1, 1, cv2.FILLED)
     trusted = _trusted(inst_map > 0, unsure, tile.doubtful, settings.surround_um / mpp)
-    return PseudoMask(tile.tile_id, cycle, inst_map, trusted, np.asarray(confidence, np.float32))
+    inst_map = inset(inst_map, settings.inset_um / mpp)
+    left = np.unique(inst_map[inst_map > 0])  # the thinnest are gone
+    return PseudoMask(tile.tile_id, cycle, relabel(inst_map), trusted, np.asarray(confidence, np.float32)[left - 1])
+
+
+def inset(inst_map: Int32Array, radius: float) -> Int32Array:
+    """int32 (H, W), 0 background -> the same less each pixel within `radius` px of another instance or of none.
+
+    The border of the map is no edge.
+    """
+    ids = inst_map.astype(np.float32)  # OpenCV filters no int32; up to 2^24 float32 holds every id
+    kept = (cv2.erode(ids, _disc(radius)) == ids) & (cv2.dilate(ids, _disc(radius)) == ids)
+    return np.where(kept, inst_map, 0).astype(np.int32)
+
+
+def outset(inst_map: Int32Array, radius: float) -> Int32Array:
+    """int32 (H, W), 0 background -> the same with each instance grown by `radius` px over background alone."""
+    grown = cv2.dilate(inst_map.astype(np.float32), _disc(radius)).astype(np.int32)
+    return np.where(inst_map > 0, inst_map, grown).astype(np.int32)
 
 
 def _trusted(taught: BoolArray, unsure: UInt8Array, doubtful: BoolArray, surround: float) -> BoolArray:

@@ -11,10 +11,18 @@ from hypothesis import strategies as st
 from hovernet_cyclic.core.settings import DataSettings, PseudoMaskSettings, TrainRecipe
 from hovernet_cyclic.core.types import ActivationMap, ImageTile, PseudoMask, RawMaps
 from hovernet_cyclic.training.candidates import Candidate
-from hovernet_cyclic.training.pseudo_masks import TileCandidates, logit, make_pseudo_masks, surest, tile_candidates
+from hovernet_cyclic.training.pseudo_masks import (
+    TileCandidates,
+    inset,
+    logit,
+    make_pseudo_masks,
+    outset,
+    surest,
+    tile_candidates,
+)
 
 MPP = 0.25
-SETTINGS = PseudoMaskSettings(dismiss_below=0.25)
+SETTINGS = PseudoMaskSettings(dismiss_below=0.25, inset_um=0.0)
 RECIPE = TrainRecipe("test", DataSettings("folder", MPP), pseudo_masks=SETTINGS)
 SIDE = 200
 
@@ -127,6 +135,29 @@ def test_the_pale_inside_of_a_dark_rim_is_left_out_with_it():
     unclosed = dataclasses.replace(RECIPE, pseudo_masks=PseudoMaskSettings(close_um=0.0))
     open_rims = tile_candidates(tile, activation(np.where(dark, 3, -3)), None, unclosed)
     assert open_rims.doubtful[48, 57] and not open_rims.doubtful[48, 48]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**16), st.integers(0, 3))
+def test_inset_and_outset_keep_to_their_instance(seed, radius):
+    blocks = np.random.default_rng(seed).integers(0, 4, (6, 7)).astype(np.int32)
+    inst_map = np.kron(blocks, np.ones((9, 9), np.int32))
+    inner, outer = inset(inst_map, radius), outset(inst_map, radius)
+    assert np.all((inner == 0) | (inner == inst_map)) and np.all((inst_map == 0) | (outer == inst_map))
+    if radius == 0:
+        np.testing.assert_array_equal(inner, inst_map)
+        np.testing.assert_array_equal(outer, inst_map)
+    for row, column in np.argwhere(inner > 0)[::17]:
+        near = inst_map[max(0, row - radius) : row + radius + 1, column]
+        assert np.all(near == inner[row, column])
+
+
+def test_a_nucleus_is_taught_to_end_inside_of_its_candidates_outline():
+    tile = tile_of(candidate(50, 50, 1.0, radius=8), candidate(100, 50, 2.0, radius=0))
+    (mask,) = make_pseudo_masks([tile], 1, MPP, 0.0, dataclasses.replace(SETTINGS, dismiss_below=0.0, inset_um=0.5))
+    assert mask.inst_map[50, 50] == 1 and mask.inst_map[50, 55] == 1 and mask.inst_map[50, 57] == 0
+    assert mask.trusted[50, 57] and mask.trusted[50, 58], "the ring between is taught as background"
+    np.testing.assert_array_equal(mask.confidence, [0.0])  # of the single pixel nothing is left
 
 
 def test_the_surest_are_those_of_the_highest_rank():
