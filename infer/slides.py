@@ -154,7 +154,7 @@ def _segment(slide: SlideFile, segmenters: Sequence[SlideSegmenter], settings: S
 def _segment_plan(plan: SlidePlan, segmenters: Sequence[SlideSegmenter], settings: SlideSettings) -> SlideResult:
     identity = {**plan.identity, "network": dict(settings.network), "types": _named_types(settings)}
     before = settings.outputs.info(plan.name)
-    if before is not None and before.get("identity") == _plain(identity):
+    if before is not None and before.get("identity") == _plain(identity) and settings.outputs.holds_all(plan):
         return _result(plan, before, "skipped")
     for sentence in plan.notices:
         print(sentence, file=sys.stderr)

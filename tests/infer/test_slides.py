@@ -137,6 +137,14 @@ def test_finished_slides_are_skipped_unless_anything_differs(place):
     assert [(result.state, result.nuclei) for result in run(place)][1] == ("done", 3)
 
 
+def test_a_result_of_which_a_file_is_missing_is_made_again(place):
+    run(place)
+    (place / "out" / "geojson" / "first.geojson").unlink()
+    assert [result.state for result in run(place)] == ["done", "skipped", "failed"]
+    with_thumb = dataclasses.replace(settings_of(place).outputs, save_thumb=True)
+    assert run(place, outputs=with_thumb)[0].state == "done" and (place / "out" / "thumb" / "first.png").is_file()
+
+
 def test_a_mask_drawn_anew_under_the_same_name_counts(place):
     request = SlideRequest(0.5, slide_mpp=0.5, window=256, mask_dir=place / "masks")
     for columns, found in ((20, 2), (40, 5)):  # of 40, which stand for 400 px
