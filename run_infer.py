@@ -30,7 +30,6 @@ Exit code: 0 all images done, 1 some image could not be processed, 2 bad input.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
 import re
@@ -45,13 +44,11 @@ from hovernet_cyclic.core.errors import CheckpointError, HoverNetCyclicError, Re
 
 if TYPE_CHECKING:
     from hovernet_cyclic.core.settings import TrainRecipe
-    from infer.base import NetworkSegmenter
     from infer.slides import SlideFiles
     from infer.tile import Summary, TileFiles
     from infer.type_info import TypeInfo
     from models.checkpoint import LoadedNetwork
     from models.devices import Device
-    from models.hovernet.net_desc import HoVerNet
 
 TILE = """Segment every image of a folder. Images must be at the scale that the network was trained at.
 
@@ -174,6 +171,7 @@ def wsi(shared: Mapping[str, Any], own: Mapping[str, Any]) -> int:
         raise RecipeError("--post_proc=hovernet depends on how a slide is cut into tiles: leave it out with wsi.")
     from infer.slide_options import checked_wsi
 
+    check_folders(own)
     wanted = checked_wsi(own)
     from infer.slides import list_slides
     from infer.tile import check_writable
@@ -193,6 +191,7 @@ def wsi(shared: Mapping[str, Any], own: Mapping[str, Any]) -> int:
 
 def run_slides(settings: Mapping[str, Any], wanted: Mapping[str, Any], slides: SlideFiles) -> list[str]:
     """Load the network and put the slides through it. Returns a sentence for each that could not be processed."""
+    from infer.base import segmenters_of
     from infer.slide_estimate import choose_workers, largest_patch
     from infer.slide_options import slide_settings
     from infer.slides import dry_run, segment_and_report
@@ -217,9 +216,7 @@ def run_slides(settings: Mapping[str, Any], wanted: Mapping[str, Any], slides: S
 def tile(shared: Mapping[str, Any], own: Mapping[str, Any]) -> int:
     """Segment the images of a folder. shared, own: the options before and after the mode."""
     settings = checked_settings(shared)
-    for name in ("--input_dir", "--output_dir"):
-        if not own[name]:
-            raise RecipeError(f"{name} is empty: give a folder.")
+    check_folders(own)
     from infer.tile import check_writable, list_tiles
 
     tiles = list_tiles(own["--input_dir"])
@@ -229,6 +226,13 @@ def tile(shared: Mapping[str, Any], own: Mapping[str, Any]) -> int:
     summary = run_tiles(settings, own, tiles)
     report(summary, tiles, Path(own["--output_dir"]))
     return 1 if summary.failures else 0
+
+
+def check_folders(own: Mapping[str, Any]) -> None:
+    """Raises RecipeError for a folder that is named by nothing, as an unset variable of a shell does."""
+    for name in ("--input_dir", "--output_dir"):
+        if not own[name]:
+            raise RecipeError(f"{name} is empty: give a folder.")
 
 
 def checked_settings(shared: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,6 +268,7 @@ def whole_number(option: str, text: str | None, lowest: int) -> int | None:
 
 def run_tiles(settings: Mapping[str, Any], own: Mapping[str, Any], tiles: TileFiles) -> Summary:
     """Load the network and put the images through it."""
+    from infer.base import reference_segmenters_of, segmenters_of
     from infer.finish import Finisher
     from infer.tile import Workers, segment_folder
     from infer.writers import OutputFolder
@@ -302,35 +307,6 @@ def load(settings: Mapping[str, Any]) -> tuple[list[Device], LoadedNetwork]:
         devices = [usual_precision(loaded.mode, device) for device in devices]
     check_network(loaded, settings)
     return devices, loaded
-
-
-def segmenters_of(
-    loaded: LoadedNetwork, devices: Sequence[Device], batch_size: int | None, largest_patch: int | None = None
-) -> list[NetworkSegmenter]:
-    """The network on each device, ready for images. largest_patch: see NetworkSegmenter."""
-    from infer.base import NetworkSegmenter
-
-    return [
-        NetworkSegmenter(net, loaded.mode, device.torch_device, batch_size, device.dtype, largest_patch, frozen=True)
-        for net, device in _nets(loaded, devices)
-    ]
-
-
-def reference_segmenters_of(
-    loaded: LoadedNetwork, devices: Sequence[Device], batch_size: int | None
-) -> list[NetworkSegmenter]:
-    """As `segmenters_of`, on hover_net's own lattice of patches."""
-    from infer.base import ReferenceSegmenter
-
-    return [
-        ReferenceSegmenter(net, loaded.mode, device.torch_device, batch_size, device.dtype)
-        for net, device in _nets(loaded, devices)
-    ]
-
-
-def _nets(loaded: LoadedNetwork, devices: Sequence[Device]) -> list[tuple[HoVerNet, Device]]:
-    """A network for each device."""
-    return [(loaded.net if i == 0 else copy.deepcopy(loaded.net), device) for i, device in enumerate(devices)]
 
 
 def check_network(loaded: LoadedNetwork, settings: Mapping[str, Any]) -> None:

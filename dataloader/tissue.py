@@ -134,10 +134,12 @@ def given_mask(folder: Path, name: str, reader: SlideReader) -> BoolArray | None
     """
     image, polygons = folder / f"{name}.png", folder / f"{name}.geojson"
     if image.is_file():
-        mask = cv2.imdecode(np.frombuffer(image.read_bytes() or b"\0", np.uint8), cv2.IMREAD_GRAYSCALE)
+        # Neither made 8-bit nor grey, either of which would round small numbers of a label map down to 0.
+        as_stored = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR
+        mask = cv2.imdecode(np.frombuffer(image.read_bytes() or b"\0", np.uint8), as_stored)
         if mask is None:
             raise SlideError(f"{image} is damaged or no PNG: export the mask again.")
-        return _same_proportions(image, np.asarray(mask > 0), reader)
+        return _same_proportions(image, np.asarray(mask.reshape(*mask.shape[:2], -1).any(axis=2)), reader)
     return _drawn(polygons, reader) if polygons.is_file() else None
 
 
@@ -153,7 +155,8 @@ def _drawn(path: Path, reader: SlideReader) -> BoolArray:
     step = max(1.0, max(height, width) / 4096)
     mask = np.zeros((max(1, int(height / step)), max(1, int(width / step))), np.uint8)
     try:
-        for outer, holes in _polygons(json.loads(path.read_text(encoding="utf-8-sig"))):
+        polygons = list(_polygons(json.loads(path.read_text(encoding="utf-8-sig"))))
+        for outer, holes in polygons:
             piece = np.zeros_like(mask)
             cv2.fillPoly(piece, [np.round(np.array(outer, np.float64)[:, :2] / step).astype(np.int32)], 1)
             for hole in holes:
@@ -161,6 +164,8 @@ def _drawn(path: Path, reader: SlideReader) -> BoolArray:
             mask |= piece
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise SlideError(f"{path} is no GeoJSON of polygons ({error}): export the annotations again.") from error
+    if not polygons:
+        raise SlideError(f"{path} holds no polygon: draw the area as one, or leave this slide out.")
     return mask > 0
 
 

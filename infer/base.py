@@ -7,9 +7,10 @@ of the image or slide: a slide in windows gives what the whole gives, and only a
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from hovernet_cyclic.core.errors import RecipeError
 from hovernet_cyclic.core.geometry import Shape
 from hovernet_cyclic.core.types import Pixels, RawMaps, UInt8Array, whole_image
 from infer.stitch import TileStitcher
+from models.checkpoint import LoadedNetwork
 from models.devices import Device, free_memory, is_out_of_memory
 from models.hovernet.frozen import FrozenNetwork
 from models.hovernet.net_desc import (
@@ -207,3 +209,28 @@ def _place(stitcher: TileStitcher, indices: range, output: HoVerOutput) -> None:
             stitcher.place(index, np_prob[place], hv_map[place])
         else:
             stitcher.place(index, np_prob[place], hv_map[place], types[place], type_probabilities(output)[place])
+
+
+def segmenters_of(
+    loaded: LoadedNetwork, devices: Sequence[Device], batch_size: int | None, largest_patch: int | None = None
+) -> list[NetworkSegmenter]:
+    """The network on each device, ready for images. largest_patch: see NetworkSegmenter."""
+    return [
+        NetworkSegmenter(net, loaded.mode, device.torch_device, batch_size, device.dtype, largest_patch, frozen=True)
+        for net, device in _nets(loaded, devices)
+    ]
+
+
+def reference_segmenters_of(
+    loaded: LoadedNetwork, devices: Sequence[Device], batch_size: int | None
+) -> list[NetworkSegmenter]:
+    """As `segmenters_of`, on hover_net's own lattice of patches."""
+    return [
+        ReferenceSegmenter(net, loaded.mode, device.torch_device, batch_size, device.dtype)
+        for net, device in _nets(loaded, devices)
+    ]
+
+
+def _nets(loaded: LoadedNetwork, devices: Sequence[Device]) -> list[tuple[HoVerNet, Device]]:
+    """A network for each device."""
+    return [(loaded.net if i == 0 else copy.deepcopy(loaded.net), device) for i, device in enumerate(devices)]

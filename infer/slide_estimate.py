@@ -79,8 +79,10 @@ def choose_window(asked: int | None, most_gib: float | None, nr_types: int, work
         needed = memory_bytes(window, nr_types, workers, (most_gib or 0) * GIB * SHARE_OF_PATCH)
         if most_gib is None or needed <= most_gib * GIB:
             return window
+    assert most_gib is not None
+    least = (needed / GIB - most_gib * SHARE_OF_PATCH) / (1 - SHARE_OF_PATCH)
     raise RecipeError(
-        f"--max_memory={most_gib:g} is too small: {needed / GIB / (1 - SHARE_OF_PATCH):.1f} GiB are needed at least; "
+        f"--max_memory={most_gib:g} is too small: {math.ceil(least * 10) / 10:.1f} GiB are needed at least; "
         "give more, or a smaller --tile_shape, or fewer --nr_post_proc_workers."
     )
 

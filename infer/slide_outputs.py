@@ -62,6 +62,10 @@ class SlideFolder:
             return None
         return content
 
+    def holds_all(self, plan: SlidePlan) -> bool:
+        """Whether every file that is asked for is there."""
+        return all(self.path(folder, plan.name).is_file() for folder in self._folders(plan))
+
     def write(self, plan: SlidePlan, journal: Journal, identity: Mapping[str, Any]) -> Mapping[str, Any]:
         """Write all files of a slide, in an order that does not depend on how it was cut. Returns what `info` holds.
 

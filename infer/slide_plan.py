@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -123,6 +124,11 @@ class SlidePlan:
                 f"{self.name}: its finest level, {self.scale.mpp[0]:g} um/px, is coarser than the network's "
                 f"{self.view.mpp[0]:g}: it is enlarged, which makes no detail."
             )
+        if not self.wanted:
+            where = "" if self.tissue is None or self.tissue.mask.any() else ", as no tissue was found or given"
+            said.append(
+                f"{self.name}: there is nothing to do{where}: see tissue/{self.name}.png, or use --whole_slide."
+            )
         return said
 
     def windows_for(self, tiles: list[PlannedTile]) -> set[Key]:
@@ -195,7 +201,7 @@ def _mask(reader: SlideReader, scale: SlideScale, name: str, request: SlideReque
             raise SlideError(
                 f"{request.mask_dir} holds no {name}.png and no {name}.geojson: put the slide's mask there."
             )
-        return given, "given"
+        return given, f"given, {hashlib.sha256(np.packbits(given).tobytes()).hexdigest()[:16]} of {given.shape}"
     if not request.find_tissue:
         return None, "whole slide"
     return find_tissue(read_coarsely(reader, scale, request.tissue.mpp), request.tissue), "found"

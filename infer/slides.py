@@ -83,7 +83,7 @@ def list_slides(input_dir: str) -> SlideFiles:
     if not given.is_dir():
         raise SlideError(f"{given} does not exist: give a folder of slides, or one slide.")
     inside = sorted(path for path in given.iterdir() if not path.name.startswith("."))
-    slides = [SlideFile(str(path), _name(str(path))) for path in inside if _is_slide(path)]
+    slides = [SlideFile(str(path), _name(str(path))) for path in inside if _is_slide(path) or _is_lost(path)]
     if not slides:
         raise SlideError(f"The folder {given} holds no slide: put {', '.join(SLIDE_SUFFIXES[:6])} or others there.")
     seen: dict[str, str] = {}
@@ -98,6 +98,11 @@ def _is_slide(path: Path) -> bool:
     return path.suffix.lower() in SLIDE_SUFFIXES and (
         path.is_file() or (path.suffix.lower() == ".zarr" and path.is_dir())
     )
+
+
+def _is_lost(path: Path) -> bool:
+    """Whether it is a link to a slide that is not there: opening it says so."""
+    return path.suffix.lower() in SLIDE_SUFFIXES and path.is_symlink() and not path.exists()
 
 
 def _name(path: str) -> str:
@@ -149,7 +154,7 @@ def _segment(slide: SlideFile, segmenters: Sequence[SlideSegmenter], settings: S
 def _segment_plan(plan: SlidePlan, segmenters: Sequence[SlideSegmenter], settings: SlideSettings) -> SlideResult:
     identity = {**plan.identity, "network": dict(settings.network), "types": _named_types(settings)}
     before = settings.outputs.info(plan.name)
-    if before is not None and before.get("identity") == _plain(identity):
+    if before is not None and before.get("identity") == _plain(identity) and settings.outputs.holds_all(plan):
         return _result(plan, before, "skipped")
     for sentence in plan.notices:
         print(sentence, file=sys.stderr)

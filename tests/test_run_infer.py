@@ -164,6 +164,8 @@ BAD = {
         r"x cannot be used \(File name too long\)",
     ),
     "no output named": (["--model_path=net.tar", "tile", "--input_dir=in", "--output_dir="], "--output_dir is empty"),
+    "no slides named": (["--model_path=net.tar", "wsi", "--input_dir=", "--output_dir=bad"], "--input_dir is empty"),
+    "no slides' output": (["--model_path=net.tar", "wsi", "--input_dir=in", "--output_dir="], "--output_dir is empty"),
     "a folder for a model": (["--model_path=in", "tile", "--input_dir=in", "--output_dir=bad"], "in: this is a folder"),
     "an image for a model": (
         ["--model_path=in/first.png", "tile", "--input_dir=in", "--output_dir=bad"],

@@ -94,12 +94,25 @@ def test_a_mask_is_given_as_png_or_geojson(tmp_path, slide):
     assert given_mask(masks, "slide", slide)[:, 20:].all()
 
 
+@pytest.mark.parametrize("values", [np.uint16(1), np.uint8(1), (np.uint8(1), np.uint8(0), np.uint8(0))])
+def test_anything_but_0_in_a_mask_is_tissue(tmp_path, slide, values):
+    mask = np.zeros((20, 40, *np.shape(values)), np.asarray(values).dtype)
+    mask[:, 20:] = values
+    write_png(tmp_path / "slide.png", mask)
+    given = given_mask(tmp_path, "slide", slide)
+    assert given[:, 20:].all() and not given[:, :20].any()
+
+
 def test_a_mask_of_no_use_is_named(tmp_path, slide):
     for content in ("{", "[1]", '{"type": "Feature"}', '{"type": "Polygon", "coordinates": 3}'):
         (tmp_path / "slide.geojson").write_text(content)
         (tmp_path / "none.geojson").write_text(content)
         with pytest.raises(SlideError, match=r"none\.geojson is no GeoJSON of polygons"):
             given_mask(tmp_path, "none", slide)
+    line = {"type": "LineString", "coordinates": [[0, 0], [9, 9]]}
+    (tmp_path / "line.geojson").write_text(json.dumps({"type": "Feature", "geometry": line}))
+    with pytest.raises(SlideError, match=r"line\.geojson holds no polygon"):
+        given_mask(tmp_path, "line", slide)
     (tmp_path / "torn.png").write_bytes(b"x")
     with pytest.raises(SlideError, match=r"torn\.png is damaged"):
         given_mask(tmp_path, "torn", slide)

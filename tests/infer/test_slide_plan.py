@@ -83,6 +83,11 @@ def test_a_person_is_told_of_a_guessed_or_too_coarse_scale(tmp_path, monkeypatch
     assert "is coarser than the network's 0.5" in coarse
 
 
+def test_a_person_is_told_that_there_is_no_tissue(tmp_path, monkeypatch):
+    (nothing,) = planned(tmp_path, monkeypatch, Reader(mpp=(0.5, 0.5)), np.zeros((60, 90), bool)).notices
+    assert "a: there is nothing to do, as no tissue was found or given" in nothing and "--whole_slide" in nothing
+
+
 def test_a_mask_that_is_missing_is_named(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SlideError, match=r"holds no a\.png and no a\.geojson"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shutil
 
 import cv2
@@ -110,6 +111,15 @@ def test_one_that_fails_is_named_and_the_others_go_on(place, capsys):
     assert torn.fault in printed.err
 
 
+def test_a_link_to_a_slide_that_is_gone_is_named(place):
+    try:
+        (place / "in" / "gone.svs").symlink_to(place / "nowhere.svs")
+    except OSError:
+        pytest.skip("no links here")
+    (gone,) = (result for result in run(place) if result.name == "gone")
+    assert gone.state == "failed" and "gone.svs is not there" in gone.fault
+
+
 def test_finished_slides_are_skipped_unless_anything_differs(place):
     run(place)
     idle = Counting()
@@ -125,6 +135,25 @@ def test_finished_slides_are_skipped_unless_anything_differs(place):
     picture(place / "in" / "second.png", NUCLEI[:3])
     os.utime(place / "in" / "second.png", ns=(1, 1))
     assert [(result.state, result.nuclei) for result in run(place)][1] == ("done", 3)
+
+
+def test_a_result_of_which_a_file_is_missing_is_made_again(place):
+    run(place)
+    (place / "out" / "geojson" / "first.geojson").unlink()
+    assert [result.state for result in run(place)] == ["done", "skipped", "failed"]
+    with_thumb = dataclasses.replace(settings_of(place).outputs, save_thumb=True)
+    assert run(place, outputs=with_thumb)[0].state == "done" and (place / "out" / "thumb" / "first.png").is_file()
+
+
+def test_a_mask_drawn_anew_under_the_same_name_counts(place):
+    request = SlideRequest(0.5, slide_mpp=0.5, window=256, mask_dir=place / "masks")
+    for columns, found in ((20, 2), (40, 5)):  # of 40, which stand for 400 px
+        mask = np.zeros((42, 40), np.uint8)
+        mask[:, :columns] = 255
+        for name in ("first", "second"):
+            write_png(place / "masks" / f"{name}.png", mask)
+        assert run(place, request=request)[0][:3] == ("first", "done", found)
+        assert run(place, request=request)[0].state == "skipped"
 
 
 def test_a_full_disk_fails_the_slide_keeps_what_is_done_and_leaves_nothing_half_written(place, monkeypatch):
@@ -208,6 +237,12 @@ def test_windows_follow_from_what_is_asked():
     assert 512 <= small < 2048 and memory_bytes(small, 0, 0, 0.6 * 2**30) <= 1.5 * 2**30
     with pytest.raises(RecipeError, match=r"--max_memory=0\.5 is too small"):
         choose_window(None, 0.5, 0, 0)
+    with pytest.raises(RecipeError) as refused:
+        choose_window(None, 0.1, 0, 0)
+    least = float(re.search(r"([0-9.]+) GiB are needed", str(refused.value)).group(1))
+    assert choose_window(None, least, 0, 0) == 512
+    with pytest.raises(RecipeError):
+        choose_window(None, least - 0.1, 0, 0)
     assert choose_workers(3, "cpu", None, 0) == 3 and choose_workers(None, "cpu", 1.0, 0) == 0
     assert 0 <= choose_workers(None, "cpu", None, 0) <= choose_workers(None, "cuda", None, 0) <= 8
     assert largest_patch("small", "cuda", None) == 2048 > largest_patch("small", "cpu", None) > 1000
