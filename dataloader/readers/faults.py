@@ -7,8 +7,9 @@ from pathlib import Path
 from hovernet_cyclic.core.errors import SlideError, UnreadableRegionError
 from hovernet_cyclic.core.types import Box
 
-# um/px of a level 0 that was scanned with a microscope; files hold nonsense such as 352.8 (72 dots an inch).
-PLAUSIBLE_MPP = (0.02, 50.0)
+# um/px of a level 0 that was scanned with a microscope. Files hold what an image was meant to be printed at: 352.8 (72
+# dots an inch), 42.3 (600); and a nucleus of 10 um must be more than a pixel.
+PLAUSIBLE_MPP = (0.02, 10.0)
 
 
 def is_remote(path: str) -> bool:
