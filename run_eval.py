@@ -159,7 +159,7 @@ def _number(arguments: Mapping[str, Any], name: str) -> float:
 
     try:
         value = float(arguments[name]) if name == "--radius" else float(int(arguments[name]))
-    except ValueError:
+    except (ValueError, OverflowError):  # the second: a whole number of hundreds of digits
         value = -1.0
     lowest, highest = (1, MOST_RESAMPLES) if name == "--resamples" else (0, sys.float_info.max)
     if not lowest <= value <= highest:

@@ -134,6 +134,7 @@ def test_one_image_has_no_interval(folders):
         (["--radius=far"], "--radius is 'far'"),
         (["--radius=nan"], "--radius is 'nan'"),
         (["--seed=-3"], "--seed is '-3'"),
+        (["--seed=" + "9" * 400], "--seed is '999"),
         (["--resamples=1.5"], "--resamples is '1.5'"),
         (["--resamples=0"], "--resamples is '0': give a number from 1 to 100000"),
         (["--resamples=1000000000"], "--resamples is '1000000000'"),

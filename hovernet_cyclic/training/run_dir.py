@@ -93,8 +93,11 @@ class RunDir:
         """Write LOG_DIR/<name>. Numbers that are nan become null, as JSON knows no nan."""
         path = self.path / name
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(path)
+        try:
+            partial.write_text(json.dumps(_without_nan(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)  # left behind by a full disk, it would make the folder no one's
         return path
 
     def read_json(self, name: str, default: Any) -> Any:

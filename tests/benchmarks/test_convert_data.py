@@ -155,3 +155,12 @@ def test_a_real_image_of_either_set_comes_back(tmp_path):
     for original in consep_images:
         convert_data.write_consep(original, tmp_path)
     assert not list(convert_data.differences(kumar_images, consep_images, tmp_path))
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "two", "1.5", ""])
+def test_a_number_of_images_that_is_none(benchmark, count, tmp_path, monkeypatch, capsys):
+    words = ["convert_data.py", f"--data_dir={benchmark}", f"--out={tmp_path / 'out'}", f"--images={count}"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert convert_data.main() == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert f"--images={count}: give a whole number from 1." in sentence and not (tmp_path / "out").exists()

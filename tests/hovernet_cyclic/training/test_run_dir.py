@@ -73,3 +73,14 @@ def test_a_log_shows_stage_loss_and_throughput(tmp_path, cpu, capsys):
     printed = capsys.readouterr()
     assert "cycle 1 back end" in printed.err and "loss 0.250" in printed.err and "images/s" in printed.err
     assert "kept" in printed.out
+
+
+def test_a_full_disk_leaves_a_folder_that_a_run_can_begin_in(tmp_path, monkeypatch):
+    def full(path, *_, **__):
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        describe_run(RunDir.open(tmp_path / "run", resume=False), config.demo(), "data")
+    assert not list(RunDir.open(tmp_path / "run", resume=False).path.iterdir())
