@@ -161,7 +161,7 @@ def pretrained_encoder(recipe: TrainRecipe) -> str:
         return ""
     from models.pretrained import describe_pretrained, read_pretrained
 
-    return f"\n{describe_pretrained(path, read_pretrained(path, recipe.net.mode))}"
+    return f"\n{describe_pretrained(path, read_pretrained(path, recipe.net.mode), recipe.supervision != 'image_level')}"
 
 
 def view(arguments: Mapping[str, Any], recipe: TrainRecipe) -> int:

@@ -92,10 +92,15 @@ def load_decoders(target: HoVerNet, pretrained: Pretrained) -> tuple[str, ...]:
     return tuple(taken)
 
 
-def describe_pretrained(path: str | Path, pretrained: Pretrained) -> str:
-    """A line for the person who named the file."""
+def describe_pretrained(path: str | Path, pretrained: Pretrained, with_masks: bool = False) -> str:
+    """A line for the person who named the file. with_masks: of a run on drawn masks, which takes decoders too."""
     taken, fresh = len(pretrained.weights), len(pretrained.fresh)
-    return f"{path}: an encoder in {pretrained.layout} layout; {taken} tensors are taken, {fresh} start anew."
+    line = f"{path}: an encoder in {pretrained.layout} layout; {taken} tensors are taken, {fresh} start anew."
+    if not pretrained.decoders:
+        return line
+    if with_masks:
+        return f"{line} Its decoders are taken too, where they fit."
+    return f"{line} If drawn masks taught that network, this run no longer rests on image-level labels alone."
 
 
 def _by_our_names(path: Path, mode: str) -> tuple[str, StateDict]:

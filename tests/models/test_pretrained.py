@@ -208,3 +208,12 @@ def test_decoders_of_a_whole_network_are_taken_but_for_other_types(tmp_path, the
 def test_an_encoder_alone_brings_no_decoder(tmp_path):
     torch.save({"desc": Encoder("small").state_dict()}, tmp_path / "encoder.tar")
     assert load_decoders(HoVerNet("small"), read_pretrained(tmp_path / "encoder.tar", "small")) == ()
+
+
+def test_a_person_is_told_what_becomes_of_decoders(tmp_path):
+    torch.save({"desc": HoVerNet("small").state_dict()}, tmp_path / "net.tar")
+    pretrained = read_pretrained(tmp_path / "net.tar", "small")
+    assert describe_pretrained("net.tar", pretrained, with_masks=True).endswith("are taken too, where they fit.")
+    assert "no longer rests on image-level labels alone" in describe_pretrained("net.tar", pretrained)
+    encoder = pretrained._replace(decoders={})
+    assert describe_pretrained("net.tar", encoder).endswith("start anew.")
