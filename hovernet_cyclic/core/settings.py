@@ -167,7 +167,7 @@ class PseudoMaskSettings:
     dark_quantile: float = 0.60
     faint_evidence: float = -1.0
     close_um: float = 1.5
-    inset_um: float = 0.25
+    inset_um: float = 0.0
     surround_um: float = 0.75
     teacher_weight: float = 0.75
 
