@@ -32,8 +32,13 @@ def read_instance_masks(folder: Path, shape: tuple[int, int], cache_dir: Path) -
     contents = [(path.name, read_bytes(path)) for path in paths]
 
     def convert() -> Annotation:
-        jobs = (delayed(_piece)(path, data, shape, folder) for path, (_, data) in zip(paths, contents, strict=True))
-        pieces: list[Piece | None] = Parallel(cpu_count(), prefer="threads")(jobs)  # decoding frees the interpreter
+        jobs = (delayed(_tried)(path, data, shape, folder) for path, (_, data) in zip(paths, contents, strict=True))
+        tried = Parallel(cpu_count(), prefer="threads")(jobs)  # decoding frees the interpreter
+        pieces: list[Piece | None] = []
+        for one in tried:  # of several bad files the first by name is told, whichever thread came first
+            if isinstance(one, DatasetError):
+                raise one
+            pieces.append(one)
         return paint(pieces, shape)
 
     return converted(cache_dir, content_key(contents, shape), convert)
@@ -68,6 +73,13 @@ def _mask_files(folder: Path) -> list[Path]:
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sorts 'mask_2' before 'mask_10'."""
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"([0-9]+)", name)]
+
+
+def _tried(path: Path, data: bytes, shape: tuple[int, int], folder: Path) -> Piece | DatasetError | None:
+    try:
+        return _piece(path, data, shape, folder)
+    except DatasetError as error:
+        return error
 
 
 def _piece(path: Path, data: bytes, shape: tuple[int, int], folder: Path) -> Piece | None:
