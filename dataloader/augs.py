@@ -66,7 +66,7 @@ def augment_patch(image: UInt8Array, rng: np.random.Generator) -> UInt8Array:
 
     image: uint8 (h, w, 3) RGB; returns the same shape and type. A patch that is not square is turned by halves only.
     """
-    turned = _turn(image, _random_turn(image.shape[0] == image.shape[1], rng))
+    turned = apply_turn(image, random_turn(image.shape[0] == image.shape[1], rng))
     stained = jitter_stain(turned, rng, scale=0.2, shift=0.02)
     if rng.random() < 0.2:
         stained = np.asarray(cv2.GaussianBlur(stained, (0, 0), rng.uniform(0.3, 1.0)), np.uint8)
@@ -93,9 +93,11 @@ def augment_geometry(tile: LabelledTile, rng: np.random.Generator, affine: float
 
     Apart from `augment_colour`, so that a student and its teacher can see one geometry in two colours.
     """
-    turn = _random_turn(tile.image.shape[0] == tile.image.shape[1], rng)
-    type_map = None if tile.type_map is None else _turn(tile.type_map, turn)
-    turned = LabelledTile(_turn(tile.image, turn), _turn(tile.inst_map, turn), _turn(tile.trusted, turn), type_map)
+    turn = random_turn(tile.image.shape[0] == tile.image.shape[1], rng)
+    type_map = None if tile.type_map is None else apply_turn(tile.type_map, turn)
+    turned = LabelledTile(
+        apply_turn(tile.image, turn), apply_turn(tile.inst_map, turn), apply_turn(tile.trusted, turn), type_map
+    )
     return _warp(turned, _random_affine(turned.inst_map.shape, rng)) if rng.random() < affine else turned
 
 
@@ -165,13 +167,14 @@ def _pixel_pipeline(how: Strength, seed: int) -> Any:
     return pipeline
 
 
-def _random_turn(square: bool, rng: np.random.Generator) -> tuple[int, bool]:
+def random_turn(square: bool, rng: np.random.Generator) -> tuple[int, bool]:
     """Quarter turns (an even number where the image is not square), and whether it is mirrored."""
     quarters = int(rng.integers(4)) if square else 2 * int(rng.integers(2))
     return quarters, bool(rng.integers(2))
 
 
-def _turn(array: Any, turn: tuple[int, bool]) -> Any:
+def apply_turn(array: Any, turn: tuple[int, bool]) -> Any:
+    """An array (H, W, ...) turned by quarters and then perhaps mirrored, as `random_turn` says; contiguous."""
     quarters, mirrored = turn
     turned = np.rot90(array, quarters)
     return np.ascontiguousarray(turned[:, ::-1] if mirrored else turned)

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from dataloader.augs import LabelledTile
+from dataloader.augs import LabelledTile, apply_turn, random_turn
 from hovernet_cyclic.core.types import BoolArray, Int32Array, UInt8Array
 
 BESIDE_ANOTHER = 0.7  # share of the pasted that is put against a nucleus of the crop; the others lie anywhere
@@ -60,10 +60,8 @@ def paste(tile: LabelledTile, cutouts: Sequence[Cutout], count: int, rng: np.ran
 
 
 def _turned(cutout: Cutout, rng: np.random.Generator) -> Cutout:
-    quarters, mirrored = int(rng.integers(4)), bool(rng.integers(2))
-    side = -1 if mirrored else 1
-    image, mask = np.rot90(cutout.image, quarters)[:, ::side], np.rot90(cutout.mask, quarters)[:, ::side]
-    return Cutout(np.asarray(image, np.uint8), np.asarray(mask, np.bool_))
+    turn = random_turn(True, rng)
+    return Cutout(apply_turn(cutout.image, turn), apply_turn(cutout.mask, turn))
 
 
 class _Sheet:

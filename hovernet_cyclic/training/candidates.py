@@ -9,6 +9,7 @@ MICCAI 2012).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -111,11 +112,7 @@ class _Judge:
 
     def measure_all(self, inst_map: Int32Array) -> list[Candidate]:
         """int32 (H, W), 0 background -> a candidate for each instance whose size allows it."""
-        found = []
-        for inst_id, box in enumerate(ndimage.find_objects(inst_map), 1):
-            if box is not None:
-                mask = (inst_map[box] == inst_id).astype(np.uint8)
-                found.append(self.measure(mask, box[0].start, box[1].start))
+        found = [self.measure(mask, top, left) for mask, top, left in instance_masks(inst_map)]
         return [candidate for candidate in found if candidate is not None]
 
     def _judged(self, contour: Int32Array, area: float, solidity: float, edge: float, evidence: float) -> Candidate:
@@ -125,6 +122,13 @@ class _Judge:
         quality = edge * convexity * size * believed
         worth = edge * convexity**0.5 * believed**0.5 * area
         return Candidate(contour.astype(np.int32), area, solidity, edge, evidence, float(quality), float(worth))
+
+
+def instance_masks(inst_map: Int32Array) -> Iterator[tuple[UInt8Array, int, int]]:
+    """Of each instance of int32 (H, W): its mask uint8 (h, w) within its box, and the box's top and left, px."""
+    for inst_id, box in enumerate(ndimage.find_objects(inst_map), 1):
+        if box is not None:
+            yield (inst_map[box] == inst_id).astype(np.uint8), box[0].start, box[1].start
 
 
 def outline(mask: UInt8Array) -> tuple[Int32Array, float, float]:
