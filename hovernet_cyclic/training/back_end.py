@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from dataloader.train_loader import TileBatch, TileSampler, prefetch
+from dataloader.train_loader import TileBatch, TileSampler
 from hovernet_cyclic.core.settings import BackEndSettings
 from hovernet_cyclic.core.types import HoVerTargets
-from hovernet_cyclic.training.optimiser import OneCycleAdamW
+from hovernet_cyclic.training.loop import Lesson, teach
 from hovernet_cyclic.training.run_dir import Stage
 from models.devices import Device
 from models.ema import EmaTeacher
@@ -29,15 +29,15 @@ def train_back_end(
     stage: Stage,
 ) -> None:
     """Train `student` in place for `steps` (numbers of the whole run), and let `teacher` follow."""
-    optimiser = OneCycleAdamW(student, settings, len(steps))
-    student.train()
-    batches = prefetch(sampler.batch, steps)
-    for step, batch in zip(steps, stage.steps(batches, len(steps), settings.batch_size), strict=True):
-        parts = back_end_loss(student, teacher, batch, settings, stage.device)
-        values = optimiser.step(parts)
-        teacher.update(student)
-        stage.log.loss("back_end", step, values)
-    student.eval()
+    lesson = Lesson(
+        curves="back_end",
+        network=student,
+        batch=sampler.batch,
+        loss=lambda batch: back_end_loss(student, teacher, batch, settings, stage.device),
+        follow=lambda: teacher.update(student),
+        settings=settings,
+    )
+    teach(lesson, steps, stage)
 
 
 def back_end_loss(

@@ -14,10 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from dataloader.classifier_loader import PatchBatch, PatchSampler, fit_to_shape
-from dataloader.train_loader import prefetch
 from hovernet_cyclic.core.settings import FrontEndSettings
 from hovernet_cyclic.core.types import ActivationMap, ImageTile, TileSource
-from hovernet_cyclic.training.optimiser import OneCycleAdamW
+from hovernet_cyclic.training.loop import Lesson, teach
 from hovernet_cyclic.training.run_dir import Stage
 from models.classifier.cam import activation_map
 from models.classifier.net_desc import Classifier, ClassifierOutput
@@ -35,19 +34,27 @@ def train_front_end(
     stage: Stage,
 ) -> None:
     """Train `classifier` in place for `steps` (numbers of the whole run: each draws its own batch)."""
-    optimiser = OneCycleAdamW(classifier, settings, len(steps))
-    classifier.train()
-    batches = prefetch(sampler.batch, steps)
-    for step, batch in zip(steps, stage.steps(batches, len(steps), settings.batch_size), strict=True):
-        with stage.device.autocast():
-            output = classifier(stage.device.images(batch.images))
-        parts = front_end_loss(output, batch, settings, stage.device)
-        values = optimiser.step(parts)
-        stage.log.loss("front_end", step, values)
-    classifier.eval()
+    lesson = Lesson(
+        curves="front_end",
+        network=classifier,
+        batch=sampler.batch,
+        loss=lambda batch: front_end_loss(classifier, batch, settings, stage.device),
+        follow=lambda: None,
+        settings=settings,
+    )
+    teach(lesson, steps, stage)
 
 
 def front_end_loss(
+    classifier: Classifier, batch: PatchBatch, settings: FrontEndSettings, device: Device
+) -> dict[str, torch.Tensor]:
+    """The terms of `classifier` on a batch, see `classifier_terms`."""
+    with device.autocast():
+        output = classifier(device.images(batch.images))
+    return classifier_terms(output, batch, settings, device)
+
+
+def classifier_terms(
     output: ClassifierOutput, batch: PatchBatch, settings: FrontEndSettings, device: Device
 ) -> dict[str, torch.Tensor]:
     """Scalars: 'patch' (cross-entropy of the pooled logits), and per evidence head 'negative', 'positive', 'pale'."""

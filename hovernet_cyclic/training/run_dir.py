@@ -17,7 +17,7 @@ import math
 import platform
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from hovernet_cyclic import __version__
 from hovernet_cyclic.core.errors import RecipeError
 from hovernet_cyclic.core.settings import TrainRecipe
 from models.devices import Device
+from models.ranks import Ranks
 
 RECIPE_FILE = "recipe.json"
 
@@ -193,6 +194,7 @@ class Stage:
     name: str
     device: Device
     log: StageLog
+    ranks: Ranks = field(default_factory=Ranks)
 
     def steps(self, items: Iterator[Any], total: int, images: int) -> Iterator[Any]:
         """Pass `items` on under this stage's bar. images: seen per step."""

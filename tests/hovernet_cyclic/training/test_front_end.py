@@ -10,7 +10,7 @@ import torch
 from dataloader.classifier_loader import PatchBatch
 from hovernet_cyclic.core.settings import FrontEndSettings
 from hovernet_cyclic.core.types import LabelledPatch
-from hovernet_cyclic.training.front_end import front_end_loss, patch_accuracy
+from hovernet_cyclic.training.front_end import classifier_terms, patch_accuracy
 from models.classifier.net_desc import ClassifierOutput
 
 SETTINGS = FrontEndSettings(pool_fraction=0.25, pale_fraction=0.5, pale_weight=1.0)
@@ -27,7 +27,7 @@ def loss_of(evidence, stain, settings, cpu, patch_logits=((0.0,), (0.0,))):
     logits = torch.tensor(patch_logits)
     output = ClassifierOutput(logits, logits[..., None, None], (head,), ())
     batch = PatchBatch(np.zeros((2, 8, 8, 3), np.float32), LABELS, np.asarray(stain, np.float32))
-    return front_end_loss(output, batch, settings, cpu), head
+    return classifier_terms(output, batch, settings, cpu), head
 
 
 def test_the_terms_by_hand(cpu):
