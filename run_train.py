@@ -16,7 +16,7 @@ Options:
   --log_dir=<dir>    Folder of this run; logs/<recipe> if not given.
   --gpu=<ids>        Comma list such as 0,1, or cpu. GPUs if there are any, else the CPU, if not given.
   --seed=<n>         Seed of everything that is drawn; the recipe's if not given.
-  --resume           Go on with the run in --log_dir from its last finished cycle.
+  --resume           Go on with the run in --log_dir where it was last saved (at most minutes before it stopped).
   --no_scores        Do not score the finished run, even where the data has drawn masks to score against.
   --view=<split>     Write a sheet of what training or scoring would be given, and stop: train or valid. It is opened
                      where there is a screen.
@@ -25,12 +25,14 @@ Options:
 The product is LOG_DIR/net.tar, which run_infer.py takes as --model_path. Drawn masks, where there are any, are opened
 after training only, to report scores, unless the recipe's supervision says that it learns from them. Of what trains
 nothing, --view=valid and --check_data open them too. Exit code: 0 done, 1 trained but not scored, or --check_data found
-splits that share a picture, labels that contradict each other or files that cannot be read, 2 bad input.
+splits that share a picture, labels that contradict each other or files that cannot be read, 2 bad input. On SIGTERM, as
+clusters send it, a run saves its state, says with which command to go on, and ends with 0; on Ctrl-C it ends with 130.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -55,19 +57,17 @@ class Plan(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. argv: arguments without the program's name."""
-    from docopt import DocoptExit, docopt
+    from docopt import DocoptExit
 
-    from hovernet_cyclic import __version__
     from hovernet_cyclic.command_faults import option_fault, path_fault
+    from hovernet_cyclic.training.signals import Preempted, listening
 
+    words = sys.argv[1:] if argv is None else list(argv)
     try:
-        arguments = docopt(__doc__ or "", None if argv is None else list(argv), version=__version__)
-        recipe = chosen_recipe(arguments)
-        if arguments["--check_data"]:
-            return check(arguments, recipe)
-        return view(arguments, recipe) if arguments["--view"] else train(arguments, recipe)
+        with listening():
+            return start(words)
     except DocoptExit as error:
-        print(option_fault(error, sys.argv[1:] if argv is None else argv, __doc__ or ""), file=sys.stderr)
+        print(option_fault(error, words, __doc__ or ""), file=sys.stderr)
         return 2
     except HoverNetCyclicError as error:
         print(error, file=sys.stderr)
@@ -75,9 +75,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(path_fault(error), file=sys.stderr)
         return 2
+    except Preempted:
+        print("Stopped by SIGTERM.", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print("Stopped. What was finished is kept: give --resume to go on.", file=sys.stderr)
         return 130
+
+
+def start(words: Sequence[str]) -> int:
+    """Do what the words of the command line say; returns the exit code."""
+    from docopt import docopt
+
+    from hovernet_cyclic import __version__
+    from hovernet_cyclic.training.signals import Preempted
+
+    arguments = docopt(__doc__ or "", list(words), version=__version__)
+    recipe = chosen_recipe(arguments)
+    if arguments["--check_data"]:
+        return check(arguments, recipe)
+    if arguments["--view"]:
+        return view(arguments, recipe)
+    try:
+        return train(arguments, recipe)
+    except Preempted:
+        print(f"Stopped by SIGTERM. To go on: {command_to_go_on(words, recipe)}")
+        return 0
+
+
+def command_to_go_on(words: Sequence[str], recipe: TrainRecipe) -> str:
+    """The command line that goes on with a run that was begun, or stopped before it had, with these words."""
+    resume = ["--resume"] if (Path(recipe.log_dir) / "recipe.json").exists() else []
+    begun = [word for word in words if word != "--resume"]
+    return shlex.join([sys.executable, __file__, *begun, *resume])
 
 
 def chosen_recipe(arguments: Mapping[str, Any]) -> TrainRecipe:
@@ -105,7 +135,7 @@ def train(arguments: Mapping[str, Any], recipe: TrainRecipe) -> int:
     device = choose_device(arguments["--gpu"])
     found = RunDir.find(recipe.log_dir, arguments["--resume"])  # quick to refuse, before the data is drawn or read
     splits = open_source(recipe.data, arguments["--data_dir"], with_patches=recipe.supervision != "masks")
-    encoder = "" if found.state.exists() else pretrained_encoder(recipe)
+    encoder = "" if found.has_state else pretrained_encoder(recipe)
     plan = {"image_level": image_level, "mixed": mixed, "masks": masks}[recipe.supervision]
     content, start = plan(recipe, splits, arguments["--data_dir"])
     run = RunDir.open(recipe.log_dir, arguments["--resume"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +18,28 @@ def save_pseudo_masks(folder: str | Path, masks: list[PseudoMask]) -> None:
     for mask in masks:
         path = mask_path(folder, mask.tile_id)
         partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.savez_compressed(
-                file,
-                cycle=np.int64(mask.cycle),
-                inst_map=mask.inst_map,
-                trusted=mask.trusted,
-                confidence=mask.confidence,
-            )
-        partial.replace(path)
+        try:
+            with partial.open("wb") as file:
+                np.savez_compressed(
+                    file,
+                    cycle=np.int64(mask.cycle),
+                    inst_map=mask.inst_map,
+                    trusted=mask.trusted,
+                    confidence=mask.confidence,
+                )
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def fingerprint(masks: Iterable[PseudoMask]) -> str:
+    """SHA-256 of what a set of masks says, in hexadecimal digits, whatever files hold it."""
+    digest = hashlib.sha256()
+    for mask in masks:
+        digest.update(f"{mask.tile_id} {mask.cycle} {mask.inst_map.shape} {len(mask.confidence)}\n".encode())
+        for array in (mask.inst_map, mask.trusted, mask.confidence):
+            digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def load_pseudo_mask(folder: str | Path, tile_id: str) -> PseudoMask:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Sequence
 
@@ -10,6 +11,9 @@ def path_fault(error: OSError) -> str:
     """What is wrong with a path that was given, in a sentence: a folder that may not be read, a name too long, ..."""
     if isinstance(error, BrokenPipeError):
         raise error  # no fault of a path: see exit_with
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" for {error.filename}" if error.filename else ""
+        return f"No space is left on the disk{where}: free some, and go on from what was finished."
     if error.filename is None:
         return f"A file could not be read or written to its end ({error.strerror or error}): check the disk."
     return f"{error.filename} cannot be used ({error.strerror}): give another path, or change its rights."

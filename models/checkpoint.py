@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hovernet_cyclic.core.errors import CheckpointError
+from hovernet_cyclic.core.errors import CheckpointError, DamagedCheckpointError
 from hovernet_cyclic.core.types import Checkpoint
 from models.hovernet.net_desc import HoVerNet
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 knew no place within a cycle
 FORMAT_NAME = "hovernet-cyclic"
 PLAIN_TYPES = (Tensor, str, bytes, int, float, bool, type(None))
 # Where weights lie in a file: hover_net's entry, then those of Lightning and of common training loops.
@@ -43,7 +44,7 @@ class LoadedNetwork(NamedTuple):
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
-    """Write `checkpoint` under a temporary name and rename it.
+    """Write `checkpoint` to the disk under a temporary name and rename it.
 
     Raises CheckpointError where it cannot be written, or holds anything but tensors and plain values.
     """
@@ -53,6 +54,8 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     _check_plain(path, content, "checkpoint")
     try:
         torch.save({"format": FORMAT_NAME, **content}, partial)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())  # a name must not reach the disk before what it stands for
         partial.replace(path)
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
@@ -76,13 +79,25 @@ def _check_plain(path: Path, value: Any, name: str) -> None:
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read one of our checkpoints, on the CPU.
 
-    Raises CheckpointError for a file that is missing, torn, no checkpoint of ours, or written by a newer version.
+    Raises CheckpointError for a file that is missing, torn (then DamagedCheckpointError), no checkpoint of ours, or
+    written by a newer version.
     """
     path = Path(path)
     content = read_content(path)
+    if not _is_whole(path):
+        raise DamagedCheckpointError(f"{path}: this file cannot be loaded, it is damaged: copy or download it again.")
     if content.get("format") != FORMAT_NAME:
         raise CheckpointError(f"{path}: this is not a checkpoint of hovernet-cyclic: give a .tar of one of its runs.")
     return _as_checkpoint(path, content)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether all parts of the archive have the checksum they were written with, which torch.load does not ask."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # a damaged archive makes the reader fail in ways without number
+        return False
 
 
 def _as_checkpoint(path: Path, content: dict[str, Any]) -> Checkpoint:
@@ -139,7 +154,7 @@ def read_content(path: Path) -> dict[str, Any]:
             )
         else:
             sentence = "it is torn or no checkpoint at all: copy or download it again."
-        raise CheckpointError(f"{path}: this file cannot be loaded, {sentence}") from error
+        raise DamagedCheckpointError(f"{path}: this file cannot be loaded, {sentence}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: this file holds no named weights: give a checkpoint made by training.")
     return content

@@ -165,7 +165,7 @@ def product():
 
     def product_of(run):
         arrays = {}
-        for path in sorted(run.path.rglob("*.tar")):
+        for path in sorted(set(run.path.rglob("*.tar")) - {run.previous_state}):
             stored = load_checkpoint(path)
             for part in ("classifier", "student", "teacher", "rng"):
                 weights = getattr(stored, part) or {}
@@ -174,7 +174,7 @@ def product():
             with np.load(path) as mask:
                 arrays |= {f"{path.relative_to(run.path)}:{key}": mask[key] for key in mask.files}
         for row in run.read_json("cycles.json", []):
-            arrays |= {f"cycle {row['cycle']}:{key}": np.asarray(row[key]) for key in ("surplus", "kept", "reason")}
+            arrays |= {f"cycle {row['cycle']}:{key}": np.asarray(row[key]) for key in ("surplus", "nuclei", "kept", "reason")}
         return arrays
 
     return product_of

@@ -21,5 +21,13 @@ class CheckpointError(HoverNetCyclicError):
     """A checkpoint cannot be read, or disagrees with what was asked."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint is torn, or a part of it has changed since it was written."""
+
+
 class RecipeError(HoverNetCyclicError):
     """A recipe or a command-line option holds a value that cannot work."""
+
+
+class TrainingError(HoverNetCyclicError):
+    """Training went where it cannot go on from: what it learns from, or how, must change."""

@@ -281,8 +281,10 @@ class Segmenter(Protocol):
 class Checkpoint:
     """Everything a run needs to go on, and all that inference needs. Tensors and plain values only.
 
-    recipe: TrainRecipe.to_dict(). stage: 'front_end', 'back_end' or 'done'. classifier, student, teacher: state dicts
-    or None. optimisers: name -> state dict. rng: name -> state.
+    recipe: TrainRecipe.to_dict(). cycle: of the last one that is done. stage: 'front_end', 'pseudo_masks', 'back_end',
+    'judge' or 'done'. classifier, student, teacher: state dicts or None. optimisers: of the stage under way, name ->
+    state dict. rng: name -> number. best: name -> state dict of the best cycle's networks, {} where they are the above.
+    position: where in the cycle the run stands, {} for between two of them.
     """
 
     format_version: int
@@ -295,3 +297,5 @@ class Checkpoint:
     teacher: dict[str, Any] | None = None
     optimisers: dict[str, Any] = field(default_factory=dict)
     rng: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
+    position: dict[str, Any] = field(default_factory=dict)

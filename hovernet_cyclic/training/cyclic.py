@@ -5,10 +5,11 @@ Nothing here can open a drawn mask: a `TileSource` has none to give. A mixed run
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
@@ -16,19 +17,23 @@ from joblib import Parallel, cpu_count, delayed
 from dataloader.augs import LabelledTile
 from dataloader.classifier_loader import PatchSampler, split_by_group
 from dataloader.copy_paste import cut_out
-from dataloader.pseudo_store import load_pseudo_mask, save_pseudo_masks
+from dataloader.pseudo_store import fingerprint, load_pseudo_mask, save_pseudo_masks
 from dataloader.train_loader import TileSampler
+from hovernet_cyclic.core.errors import DatasetError, TrainingError
 from hovernet_cyclic.core.settings import TrainRecipe
-from hovernet_cyclic.core.types import ActivationMap, ImageTile, TileSource
+from hovernet_cyclic.core.types import ActivationMap, ImageTile, PseudoMask, Segmenter, TileSource
 from hovernet_cyclic.training.back_end import train_back_end
 from hovernet_cyclic.training.devices import seed_everything
 from hovernet_cyclic.training.front_end import patch_accuracy, read_activation, train_front_end
 from hovernet_cyclic.training.gallery import write_gallery
+from hovernet_cyclic.training.guards import collapse_of, count_masks
+from hovernet_cyclic.training.keeper import Keeper
 from hovernet_cyclic.training.networks import Networks
-from hovernet_cyclic.training.patch_score import score_on_patches
+from hovernet_cyclic.training.patch_score import PatchScore, score_on_patches
+from hovernet_cyclic.training.position import Position
 from hovernet_cyclic.training.pseudo_masks import TileCandidates, make_pseudo_masks, surest, tile_candidates
-from hovernet_cyclic.training.run_dir import RunDir, StageLog
-from infer.base import NetworkSegmenter
+from hovernet_cyclic.training.run_dir import RunDir, Stage, StageLog
+from hovernet_cyclic.training.signals import HeedfulSegmenter, StopRequest, stop_request
 from models.devices import Device
 from models.encoder import copy_encoder
 from models.hovernet.net_desc import input_shape
@@ -45,19 +50,40 @@ class Work:
     run: RunDir
     device: Device
     log: StageLog
-    networks: Networks
+    keeper: Keeper
     train_patches: list[int]
     held_patches: list[int]
     drawn: Mapping[str, LabelledTile] = field(default_factory=dict)
+    maps: list[ActivationMap] = field(default_factory=list)
+
+    @property
+    def networks(self) -> Networks:
+        """Classifier, student and teacher."""
+        return self.keeper.networks
 
     @property
     def tiles(self) -> Iterator[ImageTile]:
         """The training tiles, read one at a time."""
         return (self.source.read_tile(i) for i in range(len(self.source.tile_ids)))
 
-    def segmenter(self) -> NetworkSegmenter:
-        """The teacher as it stands, behind a lattice of patches."""
-        return self.networks.segmenter(self.recipe, self.device)
+    @property
+    def activations(self) -> list[ActivationMap]:
+        """The activation maps of all tiles, as the front end of the cycle left the classifier; read once a cycle."""
+        if not self.maps:
+            self.maps = [self._activation(tile) for tile in self.tiles]
+        return self.maps
+
+    def _activation(self, tile: ImageTile) -> ActivationMap:
+        self.keeper.stop.heed()
+        return read_activation(self.networks.classifier, tile, self.recipe.pseudo_masks.cam, self.device)
+
+    def stage(self, name: str) -> Stage:
+        """What the training loop of a stage is told. name: such as 'cycle 1 back end'."""
+        return replace(self.log.stage(name, self.device), keeper=self.keeper)
+
+    def segmenter(self) -> Segmenter:
+        """The teacher as it stands, behind a lattice of patches; it is asked nothing more once the run is to stop."""
+        return HeedfulSegmenter(self.networks.segmenter(self.recipe, self.device), self.keeper.stop)
 
 
 def run_cycles(
@@ -68,19 +94,24 @@ def run_cycles(
     quiet: bool = False,
     drawn: Mapping[str, LabelledTile] | None = None,
 ) -> Path:
-    """Train by the recipe and return the checkpoint of the best cycle. Goes on from `run.state` where there is one.
+    """Train by the recipe and return the checkpoint of the best cycle. Goes on from the run's state where there is one.
 
     drawn: tile_id -> tile, of tiles whose drawn masks the back end learns in place of pseudo masks. The run's folder is
-    left as `run_dir` describes it.
+    left as `run_dir` describes it. Asked to stop (see signals.py), it saves its state and raises what was asked. Raises
+    TrainingError where the first cycle fails.
     """
     seed_everything(recipe.seed)
     train, held = split_by_group(source, recipe.data.valid_fraction, recipe.seed)
-    networks = Networks.restore(run.state, recipe, device) if run.state.exists() else Networks.fresh(recipe, device)
-    work = Work(recipe, source, run, device, StageLog(run, quiet), networks, train, held, drawn or {})
-    for cycle in range(networks.cycles_done + 1, recipe.num_cycles + 1):
-        run_cycle(work, cycle)
-    work.log.close()
-    networks.save_net(run.net, recipe)
+    log = StageLog(run, quiet)
+    with stop_request().deferred():
+        keeper = Keeper.open(run, recipe, device, log)
+        work = Work(recipe, source, run, device, log, keeper, train, held, drawn or {})
+        match_pseudo_masks(work)
+        keeper.clear_traces()
+        while keeper.position.cycle <= recipe.num_cycles:
+            run_cycle(work, keeper.position.cycle)
+        log.close()
+        keeper.networks.save_net(run.net, recipe)
     return run.net
 
 
@@ -93,20 +124,43 @@ def check_source(recipe: TrainRecipe, source: TileSource) -> None:
         source.read_patch(i)
 
 
+def match_pseudo_masks(work: Work) -> None:
+    """Where the stored pseudo masks are not those that the back end was learning from, go back to making them.
+
+    They come out the same.
+    """
+    keeper, stored = work.keeper, work.run.pseudo_masks
+    position = keeper.position
+    if position.stage not in ("back_end", "judge"):
+        return
+    try:
+        found = fingerprint(load_pseudo_mask(stored(position.cycle), tile_id) for tile_id in work.source.tile_ids)
+    except DatasetError:
+        found = ""
+    if found != position.masks:
+        work.log.say(f"{stored(position.cycle)}: damaged, or not of this state of the run: they are made again.")
+        keeper.redo_back_end(Position(position.cycle, "pseudo_masks"), work.device)
+
+
 def run_cycle(work: Work, cycle: int) -> None:
-    """One turn: front end, pseudo masks, back end, the encoder handed back, and the judgement whether it helped."""
-    began = time.monotonic()
-    networks = work.networks
-    teach_classifier(work, cycle)
-    method = work.recipe.pseudo_masks.cam
-    activations = [read_activation(networks.classifier, tile, method, work.device) for tile in work.tiles]
-    copy_encoder(networks.classifier, networks.student)
-    for part in range(work.recipe.back_end.widen_rounds + 1):
-        label_tiles(work, cycle, activations, with_teacher=cycle > 1 or part > 0)
+    """One turn: front end, pseudo masks, back end, and the judgement whether it helped. Begins where the run stands."""
+    keeper, networks = work.keeper, work.networks
+    work.maps = []
+    if keeper.position.stage == "front_end":
+        teach_classifier(work, cycle)
+        keeper.arrive(Position(cycle, "pseudo_masks"))
+    for part in range(keeper.position.part, work.recipe.back_end.widen_rounds + 1):
+        if keeper.position.stage == "pseudo_masks":
+            if part == 0:
+                copy_encoder(networks.classifier, networks.student)
+            masks = label_tiles(work, cycle, work.activations, with_teacher=cycle > 1 or part > 0)
+            if collapse := collapse_of(count_masks(masks, work.recipe.data.mpp), nuclei_before(work, cycle)):
+                return give_up_cycle(work, cycle, collapse)
+            keeper.arrive(Position(cycle, "back_end", part, masks=fingerprint(masks)))
         teach_student(work, cycle, part)
-    copy_encoder(networks.teacher.module, networks.classifier)
-    show_cycle(work, cycle, activations)
-    judge_cycle(work, cycle, began)
+        keeper.arrive(keeper.position.after_part(work.recipe.back_end.widen_rounds + 1))
+    show_cycle(work, cycle, work.activations)
+    judge_cycle(work, cycle)
 
 
 def teach_classifier(work: Work, cycle: int) -> None:
@@ -116,17 +170,16 @@ def teach_classifier(work: Work, cycle: int) -> None:
     steps = range(begin, begin + (settings.steps_first if cycle == 1 else settings.steps_later))
     sampler = PatchSampler(work.source, work.train_patches, settings.batch_size, work.recipe.seed)
     classifier = work.networks.classifier
-    train_front_end(classifier, sampler, steps, settings, work.log.stage(f"cycle {cycle} front end", work.device))
+    train_front_end(classifier, sampler, steps, settings, work.stage(f"cycle {cycle} front end"))
     accuracy = patch_accuracy(classifier, work.source, work.held_patches, work.device)
     if not np.isnan(accuracy):
         work.log.say(f"cycle {cycle}: the classifier is right on {accuracy:.1%} of the held-out patches (balanced)")
 
 
-def label_tiles(work: Work, cycle: int, activations: list[ActivationMap], with_teacher: bool) -> None:
+def label_tiles(work: Work, cycle: int, activations: list[ActivationMap], with_teacher: bool) -> list[PseudoMask]:
     """Make the cycle's pseudo masks, or widen them once a teacher can speak too, and store them."""
     recipe = work.recipe
-    segmenter = work.segmenter() if with_teacher else None
-
+    segmenter = work.networks.segmenter(recipe, work.device) if with_teacher else None
     jobs = (
         delayed(tile_candidates)(
             tile,
@@ -136,14 +189,55 @@ def label_tiles(work: Work, cycle: int, activations: list[ActivationMap], with_t
         )
         for tile, activation in zip(work.tiles, activations, strict=True)
     )
-    processes = min(cpu_count(), 1 + len(activations) // TILES_PER_PROCESS)
-    found: list[TileCandidates] = Parallel(processes, pre_dispatch=2 * processes)(jobs)
+    found = list(in_processes(jobs, 1 + len(activations) // TILES_PER_PROCESS, work.keeper.stop))
     trust_above = recipe.pseudo_masks.trust_later if with_teacher else recipe.pseudo_masks.trust_above
     masks = make_pseudo_masks(found, cycle, recipe.data.mpp, trust_above, recipe.pseudo_masks)
     save_pseudo_masks(work.run.pseudo_masks(cycle), masks)
     nuclei = sum(len(mask.confidence) for mask in masks)
     trusted = float(np.mean([mask.trusted.mean() for mask in masks]))
     work.log.say(f"cycle {cycle}: {nuclei} trusted nuclei on {len(masks)} tiles, {trusted:.0%} of the pixels taught")
+    return masks
+
+
+def in_processes(jobs: Iterable[Any], most: int, stop: StopRequest) -> Iterator[TileCandidates]:
+    """What the jobs answer, in order, from `most` processes or one a core. Raises what `stop` was asked between two.
+
+    Raises TrainingError where a process was killed.
+    """
+    processes = min(cpu_count(), most)
+    try:
+        for answer in Parallel(processes, pre_dispatch=2 * processes, return_as="generator")(jobs):
+            stop.heed()
+            yield answer
+    except BrokenProcessPool as error:
+        stop.heed_within(2.0)  # a cluster ends the processes of a job one after the other
+        raise TrainingError(
+            "A process that makes pseudo masks was killed, as a machine does that runs out of memory: free some, and "
+            "give --resume to go on."
+        ) from error
+
+
+def nuclei_before(work: Work, cycle: int) -> int | None:
+    """Nuclei in the pseudo masks of the last cycle before `cycle` that was kept; None where that is not known."""
+    counts = [
+        row.get("nuclei") for row in work.run.read_json("cycles.json", []) if row["cycle"] < cycle and row["kept"]
+    ]
+    return counts[-1] if counts else None
+
+
+def give_up_cycle(work: Work, cycle: int, collapse: str) -> None:
+    """Go back to the best cycle: there is nothing to learn from. Raises TrainingError where there is none yet."""
+    show_cycle(work, cycle, work.activations)
+    if work.networks.best is None:
+        raise TrainingError(
+            f"{work.run.pseudo_masks(cycle)}: the first pseudo masks are nothing to learn from ({collapse}): look at "
+            "gallery.png beside them, and check data.mpp and the labels of the patches (--view=train shows some)."
+        )
+    work.networks.roll_back(cycle)
+    best = work.networks.best_cycle
+    write_row(
+        work, PatchScore.unknown(), cycle, False, f"rolled back to cycle {best}: its pseudo masks collapsed, {collapse}"
+    )
 
 
 def teach_student(work: Work, cycle: int, part: int) -> None:
@@ -161,7 +255,7 @@ def teach_student(work: Work, cycle: int, part: int) -> None:
     drawn = list(work.drawn.values())
     sampler = TileSampler(tiles, (work.source, negatives), shapes, settings, recipe.seed, drawn, cutouts)
     networks = work.networks
-    stage = work.log.stage(f"cycle {cycle} back end {part + 1}/{settings.widen_rounds + 1}", work.device)
+    stage = work.stage(f"cycle {cycle} back end {part + 1}/{settings.widen_rounds + 1}")
     train_back_end(networks.student, networks.teacher, sampler, range(begin, begin + length), settings, stage)
 
 
@@ -179,14 +273,32 @@ def show_cycle(work: Work, cycle: int, activations: list[ActivationMap]) -> None
     )
 
 
-def judge_cycle(work: Work, cycle: int, began: float) -> None:
-    """Keep the cycle if it does no worse on held-out patches than the best so far, else go back to that one."""
+def judge_cycle(work: Work, cycle: int) -> None:
+    """Keep the cycle if it does no worse on held-out patches than the best so far, else go back to that one.
+
+    If it is kept, the classifier begins the next one with the teacher's encoder.
+    """
     networks, recipe = work.networks, work.recipe
     score = score_on_patches(work.segmenter(), work.source, work.held_patches, recipe)
     networks.save_net(work.run.cycle(cycle) / "net.tar", recipe)
+    copy_encoder(networks.teacher.module, networks.classifier)
     kept, reason = networks.keep_or_roll_back(cycle, score.surplus)
+    write_row(work, score, cycle, kept, reason)
+
+
+def write_row(work: Work, score: PatchScore, cycle: int, kept: bool, reason: str) -> None:
+    """Note in cycles.json what became of a cycle, say it, and let the next one begin."""
+    stored = work.run.pseudo_masks(cycle)
+    nuclei = sum(len(load_pseudo_mask(stored, tile_id).confidence) for tile_id in work.source.tile_ids)
     rows = [row for row in work.run.read_json("cycles.json", []) if row["cycle"] < cycle]
-    row = {"cycle": cycle, **score._asdict(), "surplus": score.surplus, "kept": kept, "reason": reason}
-    work.run.write_json("cycles.json", [*rows, {**row, "seconds": round(time.monotonic() - began, 1)}])
-    networks.save_state(work.run.state, recipe)
+    row = {
+        "cycle": cycle,
+        **score._asdict(),
+        "surplus": score.surplus,
+        "nuclei": nuclei,
+        "kept": kept,
+        "reason": reason,
+    }
+    work.run.write_json("cycles.json", [*rows, {**row, "seconds": round(work.keeper.cycle_seconds, 1)}])
     work.log.say(f"cycle {cycle}: {reason}")
+    work.keeper.arrive(Position(cycle + 1))

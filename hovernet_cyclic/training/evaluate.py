@@ -7,6 +7,7 @@ recipe opens no label file at all.
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sys
 from typing import Any
 
@@ -18,6 +19,7 @@ from hovernet_cyclic.core.errors import HoverNetCyclicError
 from hovernet_cyclic.core.settings import TrainRecipe
 from hovernet_cyclic.core.types import AnnotatedSource, Annotation, Segmenter
 from hovernet_cyclic.training.run_dir import RunDir
+from hovernet_cyclic.training.signals import stop_request
 from infer.base import NetworkSegmenter
 from models.checkpoint import load_network
 from models.hovernet.post_proc import segment
@@ -71,10 +73,19 @@ def score_table(rows: dict[str, Any]) -> str:
 
 
 def score_in_own_process(run: RunDir, data_dir: str, device: str) -> bool:
-    """Run `score_run` apart from the process that trained. Returns whether it went well."""
+    """Run `score_run` apart from the process that trained. Returns whether it went well.
+
+    Raises what this process is asked to do meanwhile (see signals.py), and leaves none behind.
+    """
     process = multiprocessing.get_context("spawn").Process(target=_score_apart, args=(str(run.path), data_dir, device))
     process.start()
-    process.join()
+    try:
+        process.join()
+        if process.exitcode == -signal.SIGTERM:  # a cluster ends the processes of a job one after the other
+            stop_request().heed_within(2.0)
+    finally:
+        process.terminate()
+        process.join()
     return process.exitcode == 0
 
 

@@ -9,8 +9,9 @@ from typing import Generic, TypeVar
 import torch
 
 from dataloader.train_loader import prefetch
+from hovernet_cyclic.core.errors import TrainingError
 from hovernet_cyclic.core.settings import BackEndSettings, FrontEndSettings
-from hovernet_cyclic.training.optimiser import OneCycleAdamW
+from hovernet_cyclic.training.optimiser import NotFiniteError, OneCycleAdamW
 from hovernet_cyclic.training.run_dir import Stage
 
 BatchT = TypeVar("BatchT")
@@ -33,12 +34,23 @@ class Lesson(Generic[BatchT]):
 
 
 def teach(lesson: Lesson[BatchT], steps: range, stage: Stage) -> None:
-    """Train for `steps` (numbers of the whole run: each draws its own batch)."""
+    """Train for `steps` (numbers of the whole run: each draws its own batch), less those that the stage has behind it.
+
+    Raises TrainingError where a loss or the gradient is not finite; nothing is learnt from that batch.
+    """
     optimiser = OneCycleAdamW(lesson.network, lesson.settings, len(steps))
+    left = steps[stage.keeper.begin(optimiser) :]
     lesson.network.train()
-    batches = prefetch(lesson.batch, steps)
-    for step, batch in zip(steps, stage.steps(batches, len(steps), lesson.settings.batch_size), strict=True):
-        values = optimiser.step(lesson.loss(batch))
+    batches = prefetch(lesson.batch, left)
+    for step, batch in zip(left, stage.steps(batches, len(left), lesson.settings.batch_size), strict=True):
+        try:
+            values = optimiser.step(lesson.loss(batch))
+        except NotFiniteError as fault:
+            where = f"{stage.name}, step {step}"
+            kept = stage.keeper.bad_batch(where, batch)
+            cure = f"{kept}look at its images, or lower {lesson.curves}.learning_rate."
+            raise TrainingError(f"{where}: {fault}: {cure}") from fault
         lesson.follow()
         stage.log.loss(lesson.curves, step, values)
+        stage.keeper.stepped(lesson.curves, step)
     lesson.network.eval()

@@ -32,6 +32,11 @@ class PatchScore(NamedTuple):
     found: float
     false: float
 
+    @classmethod
+    def unknown(cls) -> PatchScore:
+        """Of a network that was not asked."""
+        return cls(*[float("nan")] * 4)
+
     @property
     def surplus(self) -> float:
         """found - false, per mm2; the one that is known where the other is not (found, or -false); nan without both."""

@@ -5,8 +5,9 @@ LOG_DIR/
   tensorboard/            loss curves
   cycle_1/, cycle_2/ ...  pseudo_masks/*.npz, gallery.png, net.tar
   cycles.json             a row a cycle: the mask-free score, kept or rolled back and why, seconds
-  state.tar               where a resumed run goes on
+  state.tar               where a resumed run goes on; state.previous.tar is the one before it
   net.tar                 the product: teacher weights and recipe
+  bad_batch.npz           what training went astray on, if it did
   scores.json             what `evaluate` found afterwards, where there are drawn masks
 """
 
@@ -27,6 +28,7 @@ from tqdm import tqdm
 from hovernet_cyclic import __version__
 from hovernet_cyclic.core.errors import RecipeError
 from hovernet_cyclic.core.settings import TrainRecipe
+from hovernet_cyclic.training.position import Unkept
 from models.devices import Device
 from models.ranks import Ranks
 
@@ -59,7 +61,7 @@ class RunDir:
         if run.path.exists() and not run.path.is_dir():
             raise RecipeError(f"{run.path}: this is a file: give a folder as --log_dir.")
         # a run that was stopped in its first cycle has a recipe but no state yet: it is begun again
-        if resume and not (run.state.exists() or (run.path / RECIPE_FILE).exists()):
+        if resume and not (run.has_state or (run.path / RECIPE_FILE).exists()):
             raise RecipeError(f"{run.path}: there is no run to resume here: leave --resume out to start one.")
         if not resume and run.path.exists() and any(run.path.iterdir()):
             raise RecipeError(f"{run.path}: this folder is not empty: give --resume or another --log_dir.")
@@ -69,6 +71,26 @@ class RunDir:
     def state(self) -> Path:
         """The checkpoint that a resumed run goes on from."""
         return self.path / "state.tar"
+
+    @property
+    def previous_state(self) -> Path:
+        """The state before `state`, for where that one is damaged."""
+        return self.path / "state.previous.tar"
+
+    @property
+    def has_state(self) -> bool:
+        """Whether a resumed run has a state to go on from."""
+        return self.state.exists() or self.previous_state.exists()
+
+    def bad_batch(self, rank: int) -> Path:
+        """Where a process of the run leaves the batch that it went astray on."""
+        return self.path / f"bad_batch{rank or ''}.npz"
+
+    def remove_partial_files(self) -> None:
+        """Remove what was half written when the run was killed."""
+        for pattern in ("*.partial", ".*.tmp", "state.next.tar"):
+            for path in self.path.rglob(pattern):
+                path.unlink(missing_ok=True)
 
     @property
     def net(self) -> Path:
@@ -182,6 +204,10 @@ class StageLog:
         if not self._quiet:
             tqdm.write(line)
 
+    def flush(self) -> None:
+        """Bring what was logged so far to the disk."""
+        self._writer.flush()
+
     def close(self) -> None:
         """Write what TensorBoard still holds back."""
         self._writer.close()
@@ -195,6 +221,7 @@ class Stage:
     device: Device
     log: StageLog
     ranks: Ranks = field(default_factory=Ranks)
+    keeper: Unkept = field(default_factory=Unkept)
 
     def steps(self, items: Iterator[Any], total: int, images: int) -> Iterator[Any]:
         """Pass `items` on under this stage's bar. images: seen per step."""

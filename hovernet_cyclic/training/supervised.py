@@ -7,7 +7,6 @@ encoder may first be left as it is while the decoders learn; the product is the 
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +16,10 @@ from hovernet_cyclic.core.types import AnnotatedSource
 from hovernet_cyclic.training.back_end import train_back_end
 from hovernet_cyclic.training.devices import seed_everything
 from hovernet_cyclic.training.drawn_tiles import drawn_tiles
-from hovernet_cyclic.training.networks import Networks
+from hovernet_cyclic.training.keeper import Keeper
+from hovernet_cyclic.training.position import Position
 from hovernet_cyclic.training.run_dir import RunDir, StageLog
+from hovernet_cyclic.training.signals import stop_request
 from models.devices import Device
 from models.hovernet.net_desc import input_shape
 
@@ -43,31 +44,42 @@ def run_supervised(
 ) -> Path:
     """Train on the drawn masks of `source` and return the checkpoint of the teacher.
 
-    Goes on from the last finished phase where `run.state` holds one. Writes cycle_1/net.tar, net.tar, cycles.json and
-    state.tar. Raises DatasetError, RecipeError or CheckpointError for what cannot be used.
+    Goes on from the run's state where there is one. Writes cycle_1/net.tar, net.tar, cycles.json and state.tar. Asked
+    to stop (see signals.py), it saves its state and raises what was asked. Raises DatasetError, RecipeError,
+    TrainingError or CheckpointError for what cannot be used.
     """
     seed_everything(recipe.seed)
     tiles = list(drawn_tiles(recipe, source).values())
-    networks = Networks.restore(run.state, recipe, device) if run.state.exists() else Networks.fresh(recipe, device)
     settings = dataclasses.replace(recipe.back_end, consistency_weight=0.0)  # there is nothing that is not trusted
     shapes = (input_shape(recipe.net.mode, settings.patch_shape), settings.patch_shape)
     sampler = TileSampler(tiles, (None, ()), shapes, settings, recipe.seed)
     log = StageLog(run, quiet)
-    for phase in phases(settings):
-        if networks.steps_done < phase.steps.stop:
-            began = time.monotonic()
+    with stop_request().deferred():
+        keeper = Keeper.open(run, recipe, device, log)
+        networks = keeper.networks
+        keeper.clear_traces()
+        if keeper.position.stage != "back_end":  # it begins, or was saved by a version that knew no positions
+            keeper.position = phase_position(settings, networks.steps_done)
+        while keeper.position.cycle == 1:
+            phase = phases(settings)[keeper.position.part]
             networks.student.freeze_encoder(phase.frozen)
-            stage = log.stage(f"masks, {phase.name}", device)
+            stage = dataclasses.replace(log.stage(f"masks, {phase.name}", device), keeper=keeper)
             train_back_end(networks.student, networks.teacher, sampler, phase.steps, settings, stage)
-            finish_phase(run, recipe, networks, phase, time.monotonic() - began)
-    log.close()
-    networks.save_net(run.net, recipe)
+            finish_phase(run, recipe, keeper, phase)
+        log.close()
+        networks.save_net(run.net, recipe)
     return run.net
 
 
-def finish_phase(run: RunDir, recipe: TrainRecipe, networks: Networks, phase: Phase, seconds: float) -> None:
+def phase_position(settings: BackEndSettings, steps_done: int) -> Position:
+    """Where a run stands between two phases; the run is done where its second cycle would begin."""
+    done = sum(phase.steps.stop <= steps_done for phase in phases(settings))
+    return Position(1, "back_end", done) if done < len(phases(settings)) else Position(2)
+
+
+def finish_phase(run: RunDir, recipe: TrainRecipe, keeper: Keeper, phase: Phase) -> None:
     """Note that a phase is done: what a resumed run needs, and the row of cycles.json."""
-    before = [row for row in run.read_json("cycles.json", []) if row["steps"] <= phase.steps.start]
+    networks = keeper.networks
     networks.steps_done, networks.cycles_done, networks.best_cycle = phase.steps.stop, 1, 1
     networks.save_net(run.cycle(1) / "net.tar", recipe)
     row = {
@@ -75,7 +87,7 @@ def finish_phase(run: RunDir, recipe: TrainRecipe, networks: Networks, phase: Ph
         "kept": True,
         "reason": f"{phase.steps.stop} steps on drawn masks",
         "steps": phase.steps.stop,
-        "seconds": round(seconds + sum(row["seconds"] for row in before), 1),
+        "seconds": round(keeper.cycle_seconds, 1),
     }
     run.write_json("cycles.json", [row])
-    networks.save_state(run.state, recipe)
+    keeper.arrive(phase_position(recipe.back_end, networks.steps_done))

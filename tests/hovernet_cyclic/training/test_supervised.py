@@ -61,6 +61,7 @@ def test_a_run_leaves_the_product_and_what_a_resumed_run_needs(run_masks, tmp_pa
         "cycles.json",
         "net.tar",
         "state.tar",
+        "state.previous.tar",
     }
     (row,) = run.read_json("cycles.json", [])
     assert (row["cycle"], row["kept"], row["steps"], row["reason"]) == (1, True, 4, "4 steps on drawn masks")
