@@ -174,7 +174,9 @@ def product():
             with np.load(path) as mask:
                 arrays |= {f"{path.relative_to(run.path)}:{key}": mask[key] for key in mask.files}
         for row in run.read_json("cycles.json", []):
-            arrays |= {f"cycle {row['cycle']}:{key}": np.asarray(row[key]) for key in ("surplus", "nuclei", "kept", "reason")}
+            arrays |= {
+                f"cycle {row['cycle']}:{key}": np.asarray(row[key]) for key in ("surplus", "nuclei", "kept", "reason")
+            }
         return arrays
 
     return product_of
