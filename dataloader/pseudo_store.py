@@ -51,7 +51,7 @@ def load_pseudo_mask(folder: str | Path, tile_id: str) -> PseudoMask:
                 tile_id, int(stored["cycle"]), stored["inst_map"], stored["trusted"], stored["confidence"]
             )
     except Exception as error:  # a damaged archive makes the reader fail in ways without number
-        raise DatasetError(f"{path}: this is no pseudo mask ({error}): train again without --resume.") from error
+        raise DatasetError(f"{path}: this is no pseudo mask ({error}): give --resume, and it is made again.") from error
 
 
 def mask_path(folder: str | Path, tile_id: str) -> Path:

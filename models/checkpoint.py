@@ -53,12 +53,14 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     content = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
     _check_plain(path, content, "checkpoint")
     try:
-        torch.save({"format": FORMAT_NAME, **content}, partial)
-        with partial.open("rb+") as file:
+        with partial.open("wb") as file:
+            torch.save({"format": FORMAT_NAME, **content}, file)
+            file.flush()
             os.fsync(file.fileno())  # a name must not reach the disk before what it stands for
         partial.replace(path)
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch hides the disk's own
+        reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
         raise CheckpointError(f"{path}: cannot be written ({reason}): check the folder and its free space.") from error
     finally:
         partial.unlink(missing_ok=True)

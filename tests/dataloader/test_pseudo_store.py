@@ -1,9 +1,11 @@
 """Pseudo masks on disk."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from dataloader.pseudo_store import load_pseudo_mask, mask_path, save_pseudo_masks
+from dataloader.pseudo_store import fingerprint, load_pseudo_mask, mask_path, save_pseudo_masks
 from hovernet_cyclic.core.errors import DatasetError
 from hovernet_cyclic.core.types import PseudoMask
 
@@ -50,6 +52,28 @@ def test_a_write_that_fails_leaves_the_old_mask(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         save_pseudo_masks(tmp_path, [mask("a", 5)])
     assert len(load_pseudo_mask(tmp_path, "a").confidence) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_a_fingerprint_tells_sets_of_masks_apart_by_what_they_say(tmp_path):
+    masks = [mask("a"), mask("b", 2)]
+    print_of = fingerprint(masks)
+    save_pseudo_masks(tmp_path, masks)
+    assert fingerprint(load_pseudo_mask(tmp_path, name) for name in "ab") == print_of
+    other_map = masks[0].inst_map.copy()
+    other_map[7, 9] += 1
+    sure = masks[0].confidence.copy()
+    sure[0] = 0
+    for changed in (
+        {"inst_map": other_map},
+        {"trusted": ~masks[0].trusted},
+        {"confidence": sure},
+        {"cycle": 3},
+        {"tile_id": "c"},
+        {"inst_map": masks[0].inst_map.reshape(50, 40)},
+    ):
+        assert fingerprint([dataclasses.replace(masks[0], **changed), masks[1]]) != print_of
+    assert fingerprint(masks[::-1]) != print_of and fingerprint(masks[:1]) != print_of
 
 
 @pytest.mark.parametrize("keep", [0, 10, 200, -30])

@@ -1,12 +1,11 @@
 import os
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from hovernet_cyclic.core.errors import CheckpointError
+from hovernet_cyclic.core.errors import CheckpointError, DamagedCheckpointError
 from hovernet_cyclic.core.types import Checkpoint
 from models.checkpoint import FORMAT_VERSION, load_checkpoint, load_network, save_checkpoint
 from models.encoder import Encoder
@@ -56,6 +55,33 @@ def test_an_optimiser_comes_back(tmp_path, small):
     optimiser.load_state_dict(load_checkpoint(tmp_path / "state.tar").optimisers["student"])
 
 
+def test_any_bit_that_flips_is_found_or_changes_nothing(tmp_path):
+    """torch.load alone does not look at the checksums of what it reads."""
+    path, rng = tmp_path / "state.tar", np.random.default_rng(0)
+    weights = {"w": torch.arange(600.0), "b": torch.ones(3)}
+    save_checkpoint(path, checkpoint(teacher=weights, position={"stage": "judge"}))
+    whole, found = path.read_bytes(), 0
+    for place in rng.permutation(len(whole))[:400]:
+        changed = bytearray(whole)
+        changed[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(changed)
+        try:
+            loaded = load_checkpoint(path)
+        except DamagedCheckpointError:
+            found += 1
+        else:
+            same_weights(loaded.teacher, weights)
+            assert (loaded.recipe, loaded.position) == (RECIPE, {"stage": "judge"})
+    assert found > 200
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, -1, -100])
+def test_a_checkpoint_that_was_cut_off_is_found(saved, keep):
+    saved.write_bytes(saved.read_bytes()[:keep])
+    with pytest.raises(DamagedCheckpointError, match=r"net\.tar"):
+        load_checkpoint(saved)
+
+
 def test_nothing_but_the_checkpoint_is_left_behind(saved):
     assert [path.name for path in saved.parent.iterdir()] == ["net.tar"]
 
@@ -63,8 +89,8 @@ def test_nothing_but_the_checkpoint_is_left_behind(saved):
 def test_a_failed_save_keeps_the_old_file(saved, monkeypatch):
     before = saved.read_bytes()
 
-    def fail(content, path):
-        Path(path).write_bytes(b"half")
+    def fail(content, file):
+        file.write(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", fail)

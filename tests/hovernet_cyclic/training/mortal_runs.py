@@ -67,7 +67,7 @@ class Fate:
         self.around(OneCycleAdamW, "step", "step")
         self.around(Path, "replace", "rename")
         self.around(NetworkSegmenter, "raw_maps", "image")
-        self.around(torch, "save", "save", torn=lambda _, path: Path(path).write_bytes(b"PK\3\4 half"))
+        self.around(torch, "save", "save", torn=lambda _, file: file.write(b"PK\3\4 half"))
         self.around(np, "savez_compressed", "archive", torn=lambda file, **_: file.write(b"PK\3\4 half"))
         opened = keeper.Keeper.open.__func__
 

@@ -5,15 +5,19 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from hovernet_cyclic.core.errors import CheckpointError, DatasetError
-from hovernet_cyclic.training import cyclic
+from hovernet_cyclic.core.errors import CheckpointError, DatasetError, TrainingError
+from hovernet_cyclic.training import back_end, cyclic, front_end
+from hovernet_cyclic.training.run_dir import RunDir
 from models.checkpoint import load_checkpoint
 
 REPOSITORY = Path(__file__).parents[3]
@@ -224,6 +228,102 @@ def test_a_run_that_was_stopped_within_a_cycle_ends_as_if_it_had_not(
         patched.setattr(cyclic, stage, interrupted)
         train(drawn_once, tmp_path / "run")
     assert_same(product(train(drawn_once, tmp_path / "run", resume=True)), product(finished))
+
+
+def collapsing(monkeypatch, in_cycle, in_call=1):
+    """From here on, the pseudo masks of one cycle hold no nucleus, from the in_call-th time on that it makes some."""
+    honest, calls = cyclic.make_pseudo_masks, []
+
+    def empty(tiles, cycle, *arguments):
+        masks = honest(tiles, cycle, *arguments)
+        calls.extend([cycle] * (cycle == in_cycle))
+        if cycle != in_cycle or len(calls) < in_call:
+            return masks
+        none = np.zeros(0, np.float32)
+        return [replace(mask, inst_map=np.zeros_like(mask.inst_map), confidence=none) for mask in masks]
+
+    monkeypatch.setattr(cyclic, "make_pseudo_masks", empty)
+
+
+@pytest.mark.parametrize("in_call", [1, 2])
+def test_a_cycle_whose_pseudo_masks_collapse_is_rolled_back_and_the_next_one_tries_again(
+    in_call, drawn_once, tmp_path, train, finished, monkeypatch
+):
+    with monkeypatch.context() as patched:
+        collapsing(patched, 2, in_call)
+        run = train(drawn_once, tmp_path / "run")
+    first, second = run.read_json("cycles.json", [])
+    assert first == {**finished.read_json("cycles.json", [])[0], "seconds": first["seconds"]}
+    assert (second["kept"], second["nuclei"], second["surplus"]) == (False, 0, None)
+    assert second["reason"] == "rolled back to cycle 1: its pseudo masks collapsed, they hold no nucleus"
+    best, product = load_checkpoint(run.path / "cycle_1" / "net.tar"), load_checkpoint(run.net)
+    assert all(torch.equal(product.teacher[name], value) for name, value in best.teacher.items())
+    assert (run.path / "cycle_2" / "gallery.png").exists(), "a person wants to see what happened"
+    assert not (run.path / "cycle_2" / "net.tar").exists()
+    train(drawn_once, tmp_path / "run", resume=True, num_cycles=3)
+    third = run.read_json("cycles.json", [])[2]
+    assert (
+        third["cycle"] == 3 and third["nuclei"] > 0 and third["reason"].startswith(("kept", "rolled back to cycle 1"))
+    )
+
+
+@pytest.mark.parametrize("in_call", [1, 2])
+def test_a_first_cycle_whose_pseudo_masks_collapse_ends_the_run_with_what_to_look_at(
+    in_call, drawn_once, tmp_path, train, finished, product, assert_same, monkeypatch
+):
+    with monkeypatch.context() as patched, pytest.raises(TrainingError) as error:
+        collapsing(patched, 1, in_call)
+        train(drawn_once, tmp_path / "run")
+    sentence = str(error.value)
+    assert "cycle_1/gallery.png" in sentence and "they hold no nucleus" in sentence and "--view=train" in sentence
+    assert (tmp_path / "run" / "cycle_1" / "gallery.png").exists() and not (tmp_path / "run" / "net.tar").exists()
+    # nothing of it is left in a run that goes on by other means
+    assert_same(product(train(drawn_once, tmp_path / "run", resume=True)), product(finished))
+
+
+def test_more_nuclei_than_before_is_measured_against_the_last_cycle_that_was_kept(tmp_path):
+    work = SimpleNamespace(run=RunDir(tmp_path))
+    assert cyclic.nuclei_before(work, 1) is None
+    rows = [(1, 100, True), (2, 400, False), (3, 150, True)]
+    work.run.write_json("cycles.json", [{"cycle": c, "nuclei": n, "kept": k} for c, n, k in rows])
+    assert [cyclic.nuclei_before(work, cycle) for cycle in (1, 2, 3, 4)] == [None, 100, 100, 150]
+    work.run.write_json("cycles.json", [{"cycle": 1, "kept": True}])  # of a version that counted none
+    assert cyclic.nuclei_before(work, 2) is None
+
+
+@pytest.mark.parametrize(
+    ("module", "loss", "stage"),
+    [(front_end, "front_end_loss", "front end"), (back_end, "back_end_loss", "back end 2/2")],
+)
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_batch_and_the_state_before(
+    module, loss, stage, drawn_once, tmp_path, train, finished, product, assert_same, monkeypatch
+):
+    honest, calls = getattr(module, loss), []
+
+    def astray(*arguments):
+        calls.append(1)
+        parts = honest(*arguments)
+        return {name: value * (float("nan") if len(calls) == 2 else 1) for name, value in parts.items()}
+
+    with monkeypatch.context() as patched, pytest.raises(TrainingError) as error:
+        patched.setattr(module, loss, astray)
+        train(drawn_once, tmp_path / "run")
+    sentence = str(error.value)
+    assert sentence.startswith(f"cycle 1 {stage}, step 1: the loss ") and "is nan" in sentence
+    assert str(tmp_path / "run" / "bad_batch.npz") in sentence and "learning_rate" in sentence
+    with np.load(tmp_path / "run" / "bad_batch.npz") as batch:
+        assert str(batch["where"]) == f"cycle 1 {stage}, step 1" and batch["images"].ndim == 4
+    (tmp_path / "run" / "bad_batch.npz").unlink()
+    assert_same(product(train(drawn_once, tmp_path / "run", resume=True)), product(finished))
+
+
+def test_a_pool_of_which_a_process_is_killed_is_told_in_a_sentence(drawn_once, tmp_path, train, monkeypatch):
+    def killed(*_, **__):
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(cyclic, "Parallel", lambda *_, **__: killed)
+    with pytest.raises(TrainingError, match=r"out of memory.*--resume"):
+        train(drawn_once, tmp_path / "run")
 
 
 def test_a_finished_run_that_is_resumed_has_nothing_left_to_do(finished, drawn_once, tmp_path, train, monkeypatch):

@@ -1,7 +1,9 @@
 """Training on drawn masks alone: what moves in which phase, types are learnt, stopping changes nothing."""
 
 import dataclasses
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ from hovernet_cyclic.core.errors import CheckpointError
 from hovernet_cyclic.core.settings import BackEndSettings, DataSettings, NetSettings, TrainRecipe
 from hovernet_cyclic.core.types import Annotation, ImageTile, whole_image
 from hovernet_cyclic.training import supervised
+from hovernet_cyclic.training.optimiser import OneCycleAdamW
 from hovernet_cyclic.training.run_dir import RunDir
+from hovernet_cyclic.training.signals import Preempted, listening
 from hovernet_cyclic.training.supervised import phases, run_supervised
 from infer.base import NetworkSegmenter
 from models.checkpoint import load_checkpoint, load_network
@@ -115,6 +119,29 @@ def test_a_run_that_was_stopped_in_its_second_phase_ends_as_if_it_had_not(run_ma
     run_masks(tmp_path / "run", resume=True)
     with pytest.raises(CheckpointError, match="another recipe"):
         run_masks(tmp_path / "run", resume=True, ema_decay=0.5)
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_run_that_is_asked_to_stop_in_a_phase_goes_on_from_that_step(step, run_masks, tmp_path, monkeypatch):
+    whole = run_masks(tmp_path / "whole")
+    honest, done = OneCycleAdamW.step, []
+
+    def interrupted(*arguments):
+        done.append(1)
+        if len(done) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return honest(*arguments)
+
+    with monkeypatch.context() as patched, listening(), pytest.raises(Preempted):
+        patched.setattr(OneCycleAdamW, "step", interrupted)
+        run_masks(tmp_path / "run")
+    place = load_checkpoint(tmp_path / "run" / "state.tar").position
+    assert (place["part"], place["step"]) == (step // 2, 1)
+    again = run_masks(tmp_path / "run", resume=True)
+    for name in ("net.tar", "state.tar"):
+        one, other = load_checkpoint(whole.path / name), load_checkpoint(again.path / name)
+        assert same_weights(one.teacher, other.teacher)
+    assert same_weights(one.student, other.student)
 
 
 class Discs:

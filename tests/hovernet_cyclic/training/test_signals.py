@@ -1,0 +1,112 @@
+"""A request to stop is heard: at once, or where the run next can, and never lost."""
+
+import contextlib
+import os
+import signal
+import threading
+
+import pytest
+
+from hovernet_cyclic.training.signals import HeedfulSegmenter, Preempted, StopRequest, listening, stop_request
+
+RAISED = {signal.SIGTERM: Preempted, signal.SIGINT: KeyboardInterrupt}
+
+
+@pytest.fixture(params=RAISED, ids=lambda number: number.name)
+def number(request):
+    return request.param
+
+
+def ask(number):
+    os.kill(os.getpid(), number)
+
+
+def test_outside_of_training_it_ends_the_work_at_once(number):
+    with listening() as stop, pytest.raises(RAISED[number]) as raised:
+        assert stop_request() is stop and not stop.is_asked
+        ask(number)
+        pytest.fail("it was not heard")
+    assert raised.type is RAISED[number] and stop.is_asked
+
+
+def test_in_training_it_is_noted_and_heard_where_the_run_asks(number):
+    with listening() as stop, pytest.raises(RAISED[number]) as raised, stop.deferred():
+        ask(number)
+        assert stop.is_asked, "and this line was reached"
+        stop.heed()
+    assert raised.type is RAISED[number]
+
+
+def test_what_something_swallowed_is_heard_at_the_next_occasion(number):
+    with listening() as stop:
+        with contextlib.suppress(KeyboardInterrupt):  # as a library might
+            ask(number)
+        with pytest.raises(RAISED[number]), stop.deferred():
+            pytest.fail("training began all the same")
+
+
+def test_a_second_ctrl_c_does_not_wait_and_a_second_sigterm_does():
+    with listening() as stop, stop.deferred():
+        ask(signal.SIGTERM)
+        ask(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt) as raised:
+            ask(signal.SIGINT)
+    assert raised.type is KeyboardInterrupt
+
+
+def test_a_signal_that_is_still_on_its_way_is_waited_for():
+    with listening() as stop, stop.deferred():
+        timer = threading.Timer(0.2, ask, [signal.SIGTERM])
+        timer.start()
+        with pytest.raises(Preempted):
+            stop.heed_within(60)
+        StopRequest().heed_within(0.01)
+
+
+def test_handlers_are_left_as_they_were_found(number):
+    before = signal.getsignal(number)
+    with listening():
+        assert signal.getsignal(number) != before
+    assert signal.getsignal(number) == before
+    assert not stop_request().is_asked
+
+
+def test_who_was_begun_deaf_to_ctrl_c_stays_deaf():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with listening() as stop:
+            ask(signal.SIGINT)
+            assert not stop.is_asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_other_threads_go_without():
+    heard = []
+
+    def elsewhere():
+        with listening() as stop:
+            heard.append(stop.is_asked)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert heard == [False]
+
+
+def test_a_segmenter_is_asked_nothing_more_once_the_run_is_to_stop():
+    class Counting:
+        asked = 0
+
+        def raw_maps(self, image):
+            self.asked += 1
+            return image
+
+    inner = Counting()
+    with listening() as stop, stop.deferred():
+        segmenter = HeedfulSegmenter(inner, stop)
+        assert segmenter.raw_maps("image") == "image"
+        ask(signal.SIGTERM)
+        with pytest.raises(Preempted):
+            segmenter.raw_maps("image")
+    assert inner.asked == 1
