@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from joblib import Parallel, cpu_count, delayed
+from joblib import Parallel, delayed
 
 from dataloader.augs import LabelledTile
 from dataloader.classifier_loader import PatchSampler, split_by_group
@@ -32,6 +32,7 @@ from infer.base import NetworkSegmenter
 from models.devices import Device
 from models.encoder import copy_encoder
 from models.hovernet.net_desc import input_shape
+from models.ranks import ALONE, Ranks
 
 TILES_PER_PROCESS = 8  # fewer are cut sooner than another process starts
 
@@ -49,11 +50,17 @@ class Work:
     train_patches: list[int]
     held_patches: list[int]
     drawn: Mapping[str, LabelledTile] = field(default_factory=dict)
+    ranks: Ranks = ALONE
 
     @property
     def tiles(self) -> Iterator[ImageTile]:
         """The training tiles, read one at a time."""
         return (self.source.read_tile(i) for i in range(len(self.source.tile_ids)))
+
+    @property
+    def own_tiles(self) -> Iterator[ImageTile]:
+        """This process's share of them."""
+        return (self.source.read_tile(i) for i in self.ranks.own(range(len(self.source.tile_ids))))
 
     def segmenter(self) -> NetworkSegmenter:
         """The teacher as it stands, behind a lattice of patches."""
@@ -67,29 +74,33 @@ def run_cycles(
     device: Device,
     quiet: bool = False,
     drawn: Mapping[str, LabelledTile] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Train by the recipe and return the checkpoint of the best cycle. Goes on from `run.state` where there is one.
 
     drawn: tile_id -> tile, of tiles whose drawn masks the back end learns in place of pseudo masks. The run's folder is
-    left as `run_dir` describes it.
+    left as `run_dir` describes it. ranks: all of them call this together, and see the same folder.
     """
     seed_everything(recipe.seed)
     train, held = split_by_group(source, recipe.data.valid_fraction, recipe.seed)
     networks = Networks.restore(run.state, recipe, device) if run.state.exists() else Networks.fresh(recipe, device)
-    work = Work(recipe, source, run, device, StageLog(run, quiet), networks, train, held, drawn or {})
+    log = StageLog(run, quiet, ranks)
+    work = Work(recipe, source, run, device, log, networks, train, held, drawn or {}, ranks)
     for cycle in range(networks.cycles_done + 1, recipe.num_cycles + 1):
         run_cycle(work, cycle)
     work.log.close()
-    networks.save_net(run.net, recipe)
+    if ranks.leads:
+        networks.save_net(run.net, recipe)
+    ranks.wait()
     return run.net
 
 
-def check_source(recipe: TrainRecipe, source: TileSource) -> None:
+def check_source(recipe: TrainRecipe, source: TileSource, ranks: Ranks = ALONE) -> None:
     """Read each tile and patch once, so that a bad image is named now and not hours later. Raises DatasetError."""
     split_by_group(source, recipe.data.valid_fraction, recipe.seed)
-    for i in range(len(source.tile_ids)):
+    for i in ranks.own(range(len(source.tile_ids))):
         source.read_tile(i)
-    for i in range(len(source.patch_labels)):
+    for i in ranks.own(range(len(source.patch_labels))):
         source.read_patch(i)
 
 
@@ -99,7 +110,7 @@ def run_cycle(work: Work, cycle: int) -> None:
     networks = work.networks
     teach_classifier(work, cycle)
     method = work.recipe.pseudo_masks.cam
-    activations = [read_activation(networks.classifier, tile, method, work.device) for tile in work.tiles]
+    activations = [read_activation(networks.classifier, tile, method, work.device) for tile in work.own_tiles]
     copy_encoder(networks.classifier, networks.student)
     for part in range(work.recipe.back_end.widen_rounds + 1):
         label_tiles(work, cycle, activations, with_teacher=cycle > 1 or part > 0)
@@ -117,13 +128,16 @@ def teach_classifier(work: Work, cycle: int) -> None:
     sampler = PatchSampler(work.source, work.train_patches, settings.batch_size, work.recipe.seed)
     classifier = work.networks.classifier
     train_front_end(classifier, sampler, steps, settings, work.log.stage(f"cycle {cycle} front end", work.device))
-    accuracy = patch_accuracy(classifier, work.source, work.held_patches, work.device)
+    accuracy = patch_accuracy(classifier, work.source, work.held_patches, work.device, work.ranks)
     if not np.isnan(accuracy):
         work.log.say(f"cycle {cycle}: the classifier is right on {accuracy:.1%} of the held-out patches (balanced)")
 
 
 def label_tiles(work: Work, cycle: int, activations: list[ActivationMap], with_teacher: bool) -> None:
-    """Make the cycle's pseudo masks, or widen them once a teacher can speak too, and store them."""
+    """Make the cycle's pseudo masks, or widen them once a teacher can speak too, and store them.
+
+    activations: of this process's own tiles, which it labels.
+    """
     recipe = work.recipe
     segmenter = work.segmenter() if with_teacher else None
 
@@ -134,16 +148,16 @@ def label_tiles(work: Work, cycle: int, activations: list[ActivationMap], with_t
             segmenter.raw_maps(tile.image) if segmenter else None,
             recipe,
         )
-        for tile, activation in zip(work.tiles, activations, strict=True)
+        for tile, activation in zip(work.own_tiles, activations, strict=True)
     )
-    processes = min(cpu_count(), 1 + len(activations) // TILES_PER_PROCESS)
+    processes = min(work.ranks.cores, 1 + len(activations) // TILES_PER_PROCESS)
     found: list[TileCandidates] = Parallel(processes, pre_dispatch=2 * processes)(jobs)
     trust_above = recipe.pseudo_masks.trust_later if with_teacher else recipe.pseudo_masks.trust_above
-    masks = make_pseudo_masks(found, cycle, recipe.data.mpp, trust_above, recipe.pseudo_masks)
+    masks = make_pseudo_masks(found, cycle, recipe.data.mpp, trust_above, recipe.pseudo_masks, work.ranks)
     save_pseudo_masks(work.run.pseudo_masks(cycle), masks)
-    nuclei = sum(len(mask.confidence) for mask in masks)
-    trusted = float(np.mean([mask.trusted.mean() for mask in masks]))
-    work.log.say(f"cycle {cycle}: {nuclei} trusted nuclei on {len(masks)} tiles, {trusted:.0%} of the pixels taught")
+    counts = work.ranks.gather([(len(mask.confidence), float(mask.trusted.mean())) for mask in masks])
+    nuclei, trusted = sum(count for count, _ in counts), float(np.mean([share for _, share in counts]))
+    work.log.say(f"cycle {cycle}: {nuclei} trusted nuclei on {len(counts)} tiles, {trusted:.0%} of the pixels taught")
 
 
 def teach_student(work: Work, cycle: int, part: int) -> None:
@@ -167,6 +181,9 @@ def teach_student(work: Work, cycle: int, part: int) -> None:
 
 def show_cycle(work: Work, cycle: int, activations: list[ActivationMap]) -> None:
     """A picture of the cycle: image, evidence, pseudo mask and what the teacher sees, for a few tiles."""
+    activations = work.ranks.gather_to_lead(activations)
+    if not work.ranks.leads:
+        return
     stored = work.run.pseudo_masks(cycle)
     masks = [load_pseudo_mask(stored, tile_id) for tile_id in work.source.tile_ids]
     write_gallery(
@@ -182,11 +199,13 @@ def show_cycle(work: Work, cycle: int, activations: list[ActivationMap]) -> None
 def judge_cycle(work: Work, cycle: int, began: float) -> None:
     """Keep the cycle if it does no worse on held-out patches than the best so far, else go back to that one."""
     networks, recipe = work.networks, work.recipe
-    score = score_on_patches(work.segmenter(), work.source, work.held_patches, recipe)
-    networks.save_net(work.run.cycle(cycle) / "net.tar", recipe)
+    score = score_on_patches(work.segmenter(), work.source, work.held_patches, recipe, work.ranks)
+    if work.ranks.leads:
+        networks.save_net(work.run.cycle(cycle) / "net.tar", recipe)
     kept, reason = networks.keep_or_roll_back(cycle, score.surplus)
-    rows = [row for row in work.run.read_json("cycles.json", []) if row["cycle"] < cycle]
-    row = {"cycle": cycle, **score._asdict(), "surplus": score.surplus, "kept": kept, "reason": reason}
-    work.run.write_json("cycles.json", [*rows, {**row, "seconds": round(time.monotonic() - began, 1)}])
-    networks.save_state(work.run.state, recipe)
+    if work.ranks.leads:
+        rows = [row for row in work.run.read_json("cycles.json", []) if row["cycle"] < cycle]
+        row = {"cycle": cycle, **score._asdict(), "surplus": score.surplus, "kept": kept, "reason": reason}
+        work.run.write_json("cycles.json", [*rows, {**row, "seconds": round(time.monotonic() - began, 1)}])
+        networks.save_state(work.run.state, recipe)
     work.log.say(f"cycle {cycle}: {reason}")

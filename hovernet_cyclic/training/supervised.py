@@ -21,6 +21,7 @@ from hovernet_cyclic.training.networks import Networks
 from hovernet_cyclic.training.run_dir import RunDir, StageLog
 from models.devices import Device
 from models.hovernet.net_desc import input_shape
+from models.ranks import ALONE, Ranks
 
 
 class Phase(NamedTuple):
@@ -39,7 +40,12 @@ def phases(settings: BackEndSettings) -> list[Phase]:
 
 
 def run_supervised(
-    recipe: TrainRecipe, source: AnnotatedSource, run: RunDir, device: Device, quiet: bool = False
+    recipe: TrainRecipe,
+    source: AnnotatedSource,
+    run: RunDir,
+    device: Device,
+    quiet: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Train on the drawn masks of `source` and return the checkpoint of the teacher.
 
@@ -52,23 +58,29 @@ def run_supervised(
     settings = dataclasses.replace(recipe.back_end, consistency_weight=0.0)  # there is nothing that is not trusted
     shapes = (input_shape(recipe.net.mode, settings.patch_shape), settings.patch_shape)
     sampler = TileSampler(tiles, (None, ()), shapes, settings, recipe.seed)
-    log = StageLog(run, quiet)
+    log = StageLog(run, quiet, ranks)
     for phase in phases(settings):
         if networks.steps_done < phase.steps.stop:
             began = time.monotonic()
             networks.student.freeze_encoder(phase.frozen)
             stage = log.stage(f"masks, {phase.name}", device)
             train_back_end(networks.student, networks.teacher, sampler, phase.steps, settings, stage)
-            finish_phase(run, recipe, networks, phase, time.monotonic() - began)
+            finish_phase(run, recipe, networks, phase, time.monotonic() - began, ranks)
     log.close()
-    networks.save_net(run.net, recipe)
+    if ranks.leads:
+        networks.save_net(run.net, recipe)
+    ranks.wait()
     return run.net
 
 
-def finish_phase(run: RunDir, recipe: TrainRecipe, networks: Networks, phase: Phase, seconds: float) -> None:
+def finish_phase(
+    run: RunDir, recipe: TrainRecipe, networks: Networks, phase: Phase, seconds: float, ranks: Ranks = ALONE
+) -> None:
     """Note that a phase is done: what a resumed run needs, and the row of cycles.json."""
-    before = [row for row in run.read_json("cycles.json", []) if row["steps"] <= phase.steps.start]
     networks.steps_done, networks.cycles_done, networks.best_cycle = phase.steps.stop, 1, 1
+    if not ranks.leads:
+        return
+    before = [row for row in run.read_json("cycles.json", []) if row["steps"] <= phase.steps.start]
     networks.save_net(run.cycle(1) / "net.tar", recipe)
     row = {
         "cycle": 1,
