@@ -54,11 +54,14 @@ def run_processes(command: Sequence[str], count: int) -> int:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     children = [_start(command, rank, count, store.port) for rank in range(count)]
     try:
-        with _passing_on(signal.SIGTERM, children):
-            return _watch(children, store)
+        with _passing_on(signal.SIGTERM, children) as told:
+            codes = _first_codes(children)
+        if told and set(codes) <= {0, None, -signal.SIGTERM, LOST_ANOTHER}:
+            return 128 + signal.SIGTERM if any(codes) else 0
+        return _answer(codes, store)
     except KeyboardInterrupt:  # the terminal has told the children too
         _wait_for(children, GRACE)
-        if not _was_said(store):
+        if _said_code(store) is None:
             print(f"Stopped. {GO_ON}", file=sys.stderr)
         return 130
     finally:
@@ -84,29 +87,43 @@ def _start(command: Sequence[str], rank: int, count: int, port: int) -> subproce
 
 
 @contextmanager
-def _passing_on(number: signal.Signals, children: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    def pass_on(*_: object) -> None:
+def _passing_on(number: signal.Signals, children: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Inside, a signal is sent on to the children. Yields the list of those that came."""
+    came: list[int] = []
+
+    def pass_on(received: int, _: object) -> None:
+        came.append(received)
         for child in children:
-            child.send_signal(number)
+            child.send_signal(received)
 
     before = signal.signal(number, pass_on)
     try:
-        yield
+        yield came
     finally:
         signal.signal(number, before)
 
 
-def _watch(children: Sequence[subprocess.Popen[bytes]], store: TCPStore) -> int:
-    while not any(child.poll() for child in children):
-        if all(child.poll() == 0 for child in children):
-            return 0
+def _first_codes(children: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
+    """Exit codes (None while one runs) once all have ended well, or one has not and there is no more to learn."""
+    patience = GRACE
+    while True:
+        codes = [child.poll() for child in children]
+        failed = {code for code in codes if code}
+        if failed - {LOST_ANOTHER} or None not in codes or patience < 0:
+            return codes
+        if failed:  # the one at fault may take longer to end than those that miss it
+            patience -= 0.1
         time.sleep(0.1)
-    time.sleep(0.2)  # those that the first has taken along are a moment behind: all are looked at together
-    codes = [child.poll() for child in children]
-    if not _was_said(store):
+
+
+def _answer(codes: Sequence[int | None], store: Store) -> int:
+    """The exit code of all, and a sentence where none of them has said one."""
+    if not any(codes):
+        return 0
+    said = _said_code(store)
+    if said is None:
         print(_ending(codes), file=sys.stderr)
-        return 1
-    return int(store.get("code"))
+    return 1 if said is None else said
 
 
 def _ending(codes: Sequence[int | None]) -> str:
@@ -127,8 +144,13 @@ def _wait_for(children: Sequence[subprocess.Popen[bytes]], seconds: float) -> No
         time.sleep(0.1)
 
 
-def _was_said(store: Store) -> bool:
-    return bool(store.check(["code"]))
+def _said_code(store: Store) -> int | None:
+    """The exit code that goes with what a process has said, None where none has said anything."""
+    if not (store.check(["failures"]) or store.check(["code"])):
+        return None
+    with suppress(dist.DistStoreError):  # whoever is about to speak is let finish
+        store.wait(["code"], datetime.timedelta(seconds=GRACE))
+    return int(store.get("code")) if store.check(["code"]) else 1
 
 
 # --- those that are started -------------------------------------------------------------------------------------------

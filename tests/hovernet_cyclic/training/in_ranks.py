@@ -71,7 +71,7 @@ def samplers(recipe, source):
 
 
 class InDouble(torch.nn.Module):
-    """A network in float64: float32 alone moves gradients by parts in a thousand, for its noise opens and shuts ReLUs."""
+    """A network in float64: float32's noise opens and shuts ReLUs, and moves gradients by parts in a thousand."""
 
     def __init__(self, network):
         super().__init__()
