@@ -124,7 +124,7 @@ def train(arguments: Mapping[str, Any], recipe: TrainRecipe, words: Sequence[str
 
 def train_as(arguments: Mapping[str, Any], recipe: TrainRecipe, device: Device, ranks: Ranks) -> int:
     """Open the data, train as one of `ranks`, and score in a process of its own."""
-    from hovernet_cyclic.training.devices import check_share
+    from hovernet_cyclic.training.devices import check_share, for_training
     from hovernet_cyclic.training.evaluate import score_in_own_process
     from hovernet_cyclic.training.run_dir import RunDir, describe_run
 
@@ -139,7 +139,7 @@ def train_as(arguments: Mapping[str, Any], recipe: TrainRecipe, device: Device, 
         run = RunDir.open(recipe.log_dir, arguments["--resume"])
         describe_run(run, recipe, arguments["--data_dir"])
         print(f"{recipe.name}: {content}{encoder}")
-    net = start(run, device, ranks)
+    net = start(run, for_training(device), ranks)
     if ranks.leads:
         print(f"The network: {net}")
     if arguments["--no_scores"] or not (splits.valid or splits.test):

@@ -77,9 +77,8 @@ def choose_devices(gpu: str | None, precision: str = "auto") -> list[Device]:
     if max(map(int, ids)) >= count:
         raise RecipeError(f"--gpu={gpu}: this machine has {count} GPUs: use ids below {count}, or --gpu=cpu.")
     numbers = dict.fromkeys(map(int, ids))
-    return [
-        Device(torch.device("cuda", number), _dtype(precision, torch.cuda.is_bf16_supported())) for number in numbers
-    ]
+    dtype = _dtype(precision, torch.cuda.is_bf16_supported(including_emulation=False))
+    return [Device(torch.device("cuda", number), dtype) for number in numbers]
 
 
 def _dtype(precision: str, bfloat16_is_fast: bool) -> torch.dtype:

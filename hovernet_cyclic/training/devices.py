@@ -23,6 +23,12 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def for_training(device: Device) -> Device:
+    """The device with float16 in place of float32 where it is a GPU that knows no bfloat16; the loss is then scaled."""
+    old_gpu = device.torch_device.type == "cuda" and device.dtype == torch.float32
+    return dataclasses.replace(device, dtype=torch.float16) if old_gpu else device
+
+
 def with_workers(ranks: Ranks, device: Device, asked: int | None) -> Ranks:
     """`ranks` with processes that prepare batches: as many as are asked for.
 

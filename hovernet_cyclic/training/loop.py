@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
 
-from dataloader.train_loader import prefetch
+from dataloader.workers import made_ahead
 from hovernet_cyclic.core.settings import BackEndSettings, FrontEndSettings
 from hovernet_cyclic.training.optimiser import OneCycleAdamW
 from hovernet_cyclic.training.run_dir import Stage
@@ -34,14 +35,32 @@ class Lesson(Generic[BatchT]):
     settings: FrontEndSettings | BackEndSettings
 
 
+class Waiting:
+    """Counts the seconds that pass until the next item is there."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def of(self, items: Iterator[BatchT]) -> Iterator[BatchT]:
+        """Pass the items on."""
+        began = time.perf_counter()
+        for item in items:
+            self.seconds += time.perf_counter() - began
+            yield item
+            began = time.perf_counter()
+
+
 def teach(lesson: Lesson[BatchT], steps: range, stage: Stage) -> None:
     """Train for `steps` (numbers of the whole run: each draws its own batch)."""
     network = train_together(lesson.network, stage.ranks)
-    optimiser = OneCycleAdamW(lesson.network, lesson.settings, len(steps))
+    half = stage.device.dtype == torch.float16
+    optimiser = OneCycleAdamW(lesson.network, lesson.settings, len(steps), half)
     lesson.network.train()
-    batches = prefetch(lesson.batch, steps)
+    began, waiting = time.perf_counter(), Waiting()
+    batches = waiting.of(made_ahead(lesson.batch, steps, stage.ranks.workers))
     for step, batch in zip(steps, stage.steps(batches, len(steps), lesson.settings.batch_size), strict=True):
         values = optimiser.step(lesson.loss(network, batch))
         lesson.follow()
         stage.log.loss(lesson.curves, step, values)
     lesson.network.eval()
+    stage.log.waited(lesson.curves, steps.stop, stage.name, waiting.seconds / (time.perf_counter() - began))
