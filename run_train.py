@@ -14,7 +14,9 @@ Options:
                      [default: demo]
   --data_dir=<dir>   Folder of the data. The demo draws its own there. [default: datasets]
   --log_dir=<dir>    Folder of this run; logs/<recipe> if not given.
-  --gpu=<ids>        Comma list such as 0,1, or cpu. GPUs if there are any, else the CPU, if not given.
+  --gpu=<ids>        Comma list such as 0,1: a process for each, or cpu. The first GPU if there is any, else the CPU,
+                     if not given. Over several machines: torchrun, see docs/several_devices.md.
+  --num_workers=<n>  Processes that prepare the batches of each device; 0 for a thread. By its cores if not given.
   --seed=<n>         Seed of everything that is drawn; the recipe's if not given.
   --resume           Go on with the run in --log_dir where it was last saved (at most minutes before it stopped).
   --no_scores        Do not score the finished run, even where the data has drawn masks to score against.
@@ -35,10 +37,11 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hovernet_cyclic.command_line import exit_with, open_on_screen
+from hovernet_cyclic.command_line import exit_with, is_one_of_several, leads, open_on_screen
 from hovernet_cyclic.core.errors import HoverNetCyclicError, RecipeError
 from hovernet_cyclic.core.settings import TrainRecipe
 
@@ -46,13 +49,14 @@ if TYPE_CHECKING:
     from hovernet_cyclic.core.types import DataSplits
     from hovernet_cyclic.training.run_dir import RunDir
     from models.devices import Device
+    from models.ranks import Ranks
 
 
 class Plan(NamedTuple):
-    """What a run learns from, in words, and what is to be called with its folder and device; answers with net.tar."""
+    """What a run learns from, in words, and what is to be called with folder, device, ranks; answers with net.tar."""
 
     content: str
-    start: Callable[[RunDir, Device], Path]
+    start: Callable[[RunDir, Device, Ranks], Path]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,20 +71,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         with listening():
             return start(words)
     except DocoptExit as error:
-        print(option_fault(error, words, __doc__ or ""), file=sys.stderr)
-        return 2
+        return refuse(option_fault(error, words, __doc__ or ""))
     except HoverNetCyclicError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return refuse(str(error))
     except OSError as error:
-        print(path_fault(error), file=sys.stderr)
-        return 2
+        return refuse(path_fault(error))
     except Preempted:
-        print("Stopped by SIGTERM.", file=sys.stderr)
-        return 143
+        return refuse("Stopped by SIGTERM.", 143)
     except KeyboardInterrupt:
-        print("Stopped. What was finished is kept: give --resume to go on.", file=sys.stderr)
-        return 130
+        return refuse("Stopped. What was finished is kept: give --resume to go on.", 130)
+
+
+def refuse(sentence: str, code: int = 2) -> int:
+    """Say what is wrong, once where several processes were started. Returns the exit code."""
+    if leads():
+        print(sentence, file=sys.stderr)
+    return code
 
 
 def start(words: Sequence[str]) -> int:
@@ -92,15 +98,20 @@ def start(words: Sequence[str]) -> int:
 
     arguments = docopt(__doc__ or "", list(words), version=__version__)
     recipe = chosen_recipe(arguments)
-    if arguments["--check_data"]:
-        return check(arguments, recipe)
-    if arguments["--view"]:
-        return view(arguments, recipe)
+    if arguments["--check_data"] or arguments["--view"]:
+        if not leads():  # these are the work of one
+            return 0
+        return check(arguments, recipe) if arguments["--check_data"] else view(arguments, recipe)
     try:
-        return train(arguments, recipe)
+        return train(arguments, recipe, words)
     except Preempted:
-        print(f"Stopped by SIGTERM. To go on: {command_to_go_on(words, recipe)}")
-        return 0
+        return say_how_to_go_on(words, recipe)
+
+
+def say_how_to_go_on(words: Sequence[str], recipe: TrainRecipe) -> int:
+    """What a run says that SIGTERM has stopped. Returns the exit code."""
+    print(f"Stopped by SIGTERM. To go on: {command_to_go_on(words, recipe)}", flush=True)
+    return 0
 
 
 def command_to_go_on(words: Sequence[str], recipe: TrainRecipe) -> str:
@@ -125,30 +136,75 @@ def chosen_recipe(arguments: Mapping[str, Any]) -> TrainRecipe:
     return dataclasses.replace(recipe, log_dir=arguments["--log_dir"] or str(Path(recipe.log_dir) / recipe.name))
 
 
-def train(arguments: Mapping[str, Any], recipe: TrainRecipe) -> int:
-    """Open the data, train, and score in a process of its own."""
-    from dataloader.datasets import open_source
+def train(arguments: Mapping[str, Any], recipe: TrainRecipe, words: Sequence[str]) -> int:
+    """Train in this process, or start one for each device of --gpu. words: those of the command line."""
+    from hovernet_cyclic.training.devices import with_workers
+    from hovernet_cyclic.training.processes import run_as_rank, run_processes
+    from models.devices import choose_devices
+    from models.ranks import ALONE
+
+    asked = arguments["--num_workers"]
+    workers = None if asked is None else _whole_number("--num_workers", asked)
+    if is_one_of_several():
+        work = partial(until_preempted, words, arguments, recipe)
+        return run_as_rank(work, arguments["--gpu"], workers, recipe.log_dir)
+    device, *others = choose_devices(arguments["--gpu"])
+    if others:
+        return run_processes([sys.executable, str(Path(__file__).resolve()), *words], 1 + len(others))
+    return train_as(arguments, recipe, device, with_workers(ALONE, device, workers))
+
+
+def until_preempted(
+    words: Sequence[str], arguments: Mapping[str, Any], recipe: TrainRecipe, device: Device, ranks: Ranks
+) -> int:
+    """As `train_as`; asked by SIGTERM, all of several processes stop together, and the first says how to go on."""
+    from hovernet_cyclic.training.signals import Preempted
+
+    try:
+        return train_as(arguments, recipe, device, ranks)
+    except Preempted:
+        return say_how_to_go_on(words, recipe) if ranks.leads else 0
+
+
+def train_as(arguments: Mapping[str, Any], recipe: TrainRecipe, device: Device, ranks: Ranks) -> int:
+    """Open the data, train as one of `ranks`, and score in a process of its own."""
+    from hovernet_cyclic.training.devices import check_share, for_training
     from hovernet_cyclic.training.evaluate import score_in_own_process
     from hovernet_cyclic.training.run_dir import RunDir, describe_run
-    from models.devices import choose_device
 
-    device = choose_device(arguments["--gpu"])
-    found = RunDir.find(recipe.log_dir, arguments["--resume"])  # quick to refuse, before the data is drawn or read
-    splits = open_source(recipe.data, arguments["--data_dir"], with_patches=recipe.supervision != "masks")
-    encoder = "" if found.has_state else pretrained_encoder(recipe)
+    check_share(recipe, ranks)
+    run = RunDir.find(recipe.log_dir, arguments["--resume"])  # quick to refuse, before the data is drawn or read
+    splits = open_in_turn(arguments, recipe, ranks)
+    encoder = "" if run.has_state else pretrained_encoder(recipe)
     plan = {"image_level": image_level, "mixed": mixed, "masks": masks}[recipe.supervision]
-    content, start = plan(recipe, splits, arguments["--data_dir"])
-    run = RunDir.open(recipe.log_dir, arguments["--resume"])
-    describe_run(run, recipe, arguments["--data_dir"])
-    print(f"{recipe.name}: {content}{encoder}")
-    print(f"The network: {start(run, device)}")
+    content, start = plan(recipe, splits, arguments["--data_dir"], ranks)
+    ranks.wait()  # nothing is made before all have found their data sound
+    if ranks.leads:
+        run = RunDir.open(recipe.log_dir, arguments["--resume"])
+        describe_run(run, recipe, arguments["--data_dir"])
+        print(f"{recipe.name}: {content}{encoder}")
+    net = start(run, for_training(device), ranks)
+    if ranks.leads:
+        print(f"The network: {net}")
     if arguments["--no_scores"] or not (splits.valid or splits.test):
         return 0
-    return 0 if score_in_own_process(run, arguments["--data_dir"], str(device.torch_device)) else 1
+    return 0 if score_in_own_process(run, arguments["--data_dir"], str(device.torch_device), ranks) else 1
 
 
-def image_level(recipe: TrainRecipe, splits: DataSplits, data_dir: str) -> Plan:
-    """The cycle on image-level labels: no source of masks is handed on. Reads all images once.
+def open_in_turn(arguments: Mapping[str, Any], recipe: TrainRecipe, ranks: Ranks) -> DataSplits:
+    """The data, opened by the first process before the others, for that may draw or convert it. Raises DatasetError."""
+    from dataloader.datasets import open_source
+
+    if not ranks.leads:
+        ranks.wait()
+    splits = open_source(recipe.data, arguments["--data_dir"], with_patches=recipe.supervision != "masks")
+    if ranks.leads:
+        ranks.wait()
+    return splits
+
+
+def image_level(recipe: TrainRecipe, splits: DataSplits, data_dir: str, ranks: Ranks) -> Plan:
+    """The cycle on image-level labels: no source of masks is handed on. Reads all images once, dealt out to `ranks`.
 
     Raises DatasetError or RecipeError.
     """
@@ -159,29 +215,34 @@ def image_level(recipe: TrainRecipe, splits: DataSplits, data_dir: str) -> Plan:
             f"net.nr_types is {recipe.net.nr_types}, but image-level labels teach no types: leave it out, or "
             "learn from drawn masks (supervision)."
         )
-    check_source(recipe, splits.train)
+    check_source(recipe, splits.train, ranks)
     content = f"{len(splits.train.tile_ids)} tiles, {len(splits.train.patch_labels)} labelled patches"
-    return Plan(content, lambda run, device: run_cycles(recipe, splits.train, run, device))
+    return Plan(content, lambda run, device, ranks: run_cycles(recipe, splits.train, run, device, ranks=ranks))
 
 
-def mixed(recipe: TrainRecipe, splits: DataSplits, data_dir: str) -> Plan:
+def mixed(recipe: TrainRecipe, splits: DataSplits, data_dir: str, ranks: Ranks) -> Plan:
     """The cycle with some drawn tiles. Reads all once. Raises DatasetError or RecipeError."""
     from hovernet_cyclic.training.drawn_tiles import annotated_source, drawn_tiles
     from hovernet_cyclic.training.mixed import run_mixed_cycles
 
     annotated = annotated_source(recipe, splits, data_dir)
-    content = f"{image_level(recipe, splits, data_dir).content}, {len(drawn_tiles(recipe, annotated))} drawn tiles"
-    return Plan(content, lambda run, device: run_mixed_cycles(recipe, splits.train, annotated, run, device))
+    content = (
+        f"{image_level(recipe, splits, data_dir, ranks).content}, {len(drawn_tiles(recipe, annotated))} drawn tiles"
+    )
+    return Plan(
+        content,
+        lambda run, device, ranks: run_mixed_cycles(recipe, splits.train, annotated, run, device, ranks=ranks),
+    )
 
 
-def masks(recipe: TrainRecipe, splits: DataSplits, data_dir: str) -> Plan:
+def masks(recipe: TrainRecipe, splits: DataSplits, data_dir: str, ranks: Ranks) -> Plan:
     """HoVer-Net on drawn tiles alone. Reads all once. Raises DatasetError or RecipeError."""
     from hovernet_cyclic.training.drawn_tiles import annotated_source, drawn_tiles
     from hovernet_cyclic.training.supervised import run_supervised
 
     annotated = annotated_source(recipe, splits, data_dir)
     content = f"{len(drawn_tiles(recipe, annotated))} drawn tiles"
-    return Plan(content, lambda run, device: run_supervised(recipe, annotated, run, device))
+    return Plan(content, lambda run, device, ranks: run_supervised(recipe, annotated, run, device, ranks=ranks))
 
 
 def pretrained_encoder(recipe: TrainRecipe) -> str:

@@ -46,11 +46,13 @@ from hovernet_cyclic.core.comparison import SCORE_NAMES, score_pairs
 from hovernet_cyclic.core.errors import HoverNetCyclicError, RecipeError
 from hovernet_cyclic.core.settings import TrainRecipe
 from hovernet_cyclic.core.types import AnnotatedSource, Annotation
+from hovernet_cyclic.training.devices import with_workers
 from hovernet_cyclic.training.evaluate import score_source, score_table
 from hovernet_cyclic.training.run_dir import RunDir
 from infer.base import NetworkSegmenter
 from models.checkpoint import load_network
 from models.devices import choose_device
+from models.ranks import ALONE
 
 ARMS = ("image_level", "mixed", "masks")
 PROBES = (0.02, 0.08)  # shares of the recipe's steps that the two short runs take
@@ -150,7 +152,8 @@ def train(recipe: TrainRecipe, run: RunDir, arguments: dict[str, Any]) -> None:
 
 def _train_apart(options: dict[str, Any], recipe: TrainRecipe) -> None:
     try:
-        sys.exit(run_train.train(options, recipe))
+        device = choose_device(options["--gpu"])
+        sys.exit(run_train.train_as(options, recipe, device, with_workers(ALONE, device, None)))
     except HoverNetCyclicError as error:
         sys.exit(str(error))
 

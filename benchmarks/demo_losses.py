@@ -35,7 +35,7 @@ from models.hovernet.net_desc import input_shape
 
 CURVE = Path(__file__).parents[1] / "tests" / "assets" / "demo_losses.json"
 SIZES = DemoSizes(positives=24, negatives=24, tiles=2, valid=1, test=1, patch=64, tile=256)
-FRONT_END_STEPS, BACK_END_STEPS = 20, 8
+FRONT_END_STEPS, BACK_END_STEPS = 20, 14
 
 
 class Enough(Exception):

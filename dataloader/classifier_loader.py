@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataloader.augs import augment_patch
+from dataloader.augs import augment_patch, sample_rng
 from dataloader.stain import haematoxylin
 from hovernet_cyclic.core.errors import DatasetError
 from hovernet_cyclic.core.types import Float32Array, TileSource, UInt8Array
@@ -17,9 +17,9 @@ STRIDE = 8  # patches are padded to this multiple, the coarsest stride of every 
 
 
 class PatchBatch(NamedTuple):
-    """images: float32 (B, h, w, 3) RGB 0..255. labels: float32 (B, C). stain: float32 (B, h, w) haematoxylin OD."""
+    """images: uint8 (B, h, w, 3) RGB. labels: float32 (B, C). stain: float32 (B, h, w) haematoxylin OD."""
 
-    images: Float32Array
+    images: UInt8Array
     labels: Float32Array
     stain: Float32Array
 
@@ -71,17 +71,21 @@ class PatchSampler:
                 found[self._source.patch_groups[i]].append(i)
         return dict(found)
 
-    def batch(self, step: int) -> PatchBatch:
-        """The batch of `step`: the same for the same seed and step, whatever was drawn before."""
-        rng = np.random.default_rng((self._seed, step))
-        shape = self._shapes[rng.choice(len(self._shapes), p=self._shape_odds)]
-        half = self._batch_size // 2
-        chosen = [_draw(self._positives[shape], rng) for _ in range(half)]
-        chosen += [_draw(self._negatives, rng) for _ in range(self._batch_size - half)]
-        target = (-(-shape[0] // STRIDE) * STRIDE, -(-shape[1] // STRIDE) * STRIDE)
-        images = [augment_patch(fit_to_shape(self._source.read_patch(i).image, target, rng), rng) for i in chosen]
+    def batch(self, step: int, rows: Sequence[int] | None = None) -> PatchBatch:
+        """The batch of `step`, or those of its rows: the same for the same seed and step, whatever was drawn before."""
+        shape_rng = sample_rng(self._seed, step, self._batch_size)  # rows are numbered below
+        shape = self._shapes[shape_rng.choice(len(self._shapes), p=self._shape_odds)]
+        drawn = [self._row(step, row, shape) for row in (range(self._batch_size) if rows is None else rows)]
+        images = np.stack([image for _, image in drawn])
         stain = np.stack([haematoxylin(image) for image in images])
-        return PatchBatch(np.stack(images).astype(np.float32), self._source.patch_labels[chosen], stain)
+        return PatchBatch(images, self._source.patch_labels[[index for index, _ in drawn]], stain)
+
+    def _row(self, step: int, row: int, shape: tuple[int, int]) -> tuple[int, UInt8Array]:
+        """The index of a patch and its image, augmented. The first half of the rows is positive."""
+        rng = sample_rng(self._seed, step, row)
+        index = _draw(self._positives[shape] if row < self._batch_size // 2 else self._negatives, rng)
+        target = (-(-shape[0] // STRIDE) * STRIDE, -(-shape[1] // STRIDE) * STRIDE)
+        return index, augment_patch(fit_to_shape(self._source.read_patch(index).image, target, rng), rng)
 
 
 def _draw(groups: dict[str, list[int]], rng: np.random.Generator) -> int:

@@ -8,11 +8,11 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from dataloader.augs import LabelledTile, augment_colour, augment_geometry
+from dataloader.augs import LabelledTile, augment_colour, augment_geometry, sample_rng
 from dataloader.classifier_loader import fit_to_shape
 from dataloader.copy_paste import Cutout, paste
 from hovernet_cyclic.core.settings import BackEndSettings
-from hovernet_cyclic.core.types import Float32Array, HoVerTargets, TileSource, UInt8Array
+from hovernet_cyclic.core.types import HoVerTargets, TileSource, UInt8Array
 from models.hovernet.targets import hover_targets
 
 BatchT = TypeVar("BatchT")
@@ -21,12 +21,12 @@ BatchT = TypeVar("BatchT")
 class TileBatch(NamedTuple):
     """What one step of the back end learns from.
 
-    images: float32 (B, H, W, 3) RGB 0..255, as the student sees them. plain_images: the same without the change of
-    colour, as the teacher sees them. targets: B targets on the network's output.
+    images: uint8 (B, H, W, 3) RGB, as the student sees them. plain_images: the same without the change of colour, as
+    the teacher sees them. targets: B targets on the network's output.
     """
 
-    images: Float32Array
-    plain_images: Float32Array
+    images: UInt8Array
+    plain_images: UInt8Array
     targets: list[HoVerTargets]
 
 
@@ -65,18 +65,20 @@ class TileSampler:
         self._paste_share, self._most_pasted = settings.paste_share, settings.most_pasted
         self._seed = seed
 
-    def batch(self, step: int) -> TileBatch:
-        """The batch of `step`: the same for the same seed and step, whatever was drawn before."""
-        rng = np.random.default_rng((self._seed, step))
-        taught = [self._crop(self._tiles, rng, self._cutouts) for _ in range(self._crops - self._of_annotated)]
-        taught += [self._crop(self._annotated, rng) for _ in range(self._of_annotated)]
-        taught += [self._canvas(rng) for _ in range(self._negatives)]
-        rows = [self._example(tile, rng) for tile in taught]
-        return TileBatch(
-            np.stack([row[0] for row in rows]).astype(np.float32),
-            np.stack([row[1] for row in rows]).astype(np.float32),
-            [row[2] for row in rows],
-        )
+    def batch(self, step: int, rows: Sequence[int] | None = None) -> TileBatch:
+        """The batch of `step`, or those of its rows: the same for the same seed and step, whatever was drawn before."""
+        drawn = [self._row(step, row) for row in (range(self._crops + self._negatives) if rows is None else rows)]
+        shown, plain, targets = zip(*drawn, strict=True)
+        return TileBatch(np.stack(shown), np.stack(plain), list(targets))
+
+    def _row(self, step: int, row: int) -> tuple[UInt8Array, UInt8Array, HoVerTargets]:
+        """First the crops of `tiles`, then those with drawn masks, then the canvases."""
+        rng = sample_rng(self._seed, step, row)
+        if row >= self._crops:
+            return self._example(self._canvas(rng), rng)
+        if row >= self._crops - self._of_annotated:
+            return self._example(self._crop(self._annotated, rng), rng)
+        return self._example(self._crop(self._tiles, rng, self._cutouts), rng)
 
     def _example(self, tile: LabelledTile, rng: np.random.Generator) -> tuple[UInt8Array, UInt8Array, HoVerTargets]:
         turned = augment_geometry(tile, rng)

@@ -24,6 +24,16 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
     sys.exit(code)
 
 
+def is_one_of_several() -> bool:
+    """Whether this process was started as one of several that work together, as torchrun does and says."""
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def leads() -> bool:
+    """Whether this process talks: the only one there is, or the first of several."""
+    return not is_one_of_several() or int(os.environ["RANK"]) == 0
+
+
 def open_on_screen(path: Path) -> bool:
     """Open a file in the program that the desktop has for it; returns whether there is a screen and such a program.
 

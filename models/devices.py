@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from hovernet_cyclic.core.errors import RecipeError
-from hovernet_cyclic.core.types import Float32Array
+from hovernet_cyclic.core.types import Float32Array, UInt8Array
 
 NetworkT = TypeVar("NetworkT", bound=torch.nn.Module)
 
@@ -33,10 +33,10 @@ class Device:
         """Run the network in `dtype` inside this context."""
         return torch.autocast(self.torch_device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def images(self, images: Float32Array) -> torch.Tensor:
-        """float32 (B, h, w, 3) -> float32 (B, 3, h, w) on the device, channels last in memory."""
+    def images(self, images: Float32Array | UInt8Array) -> torch.Tensor:
+        """uint8 or float32 (B, h, w, 3) -> float32 (B, 3, h, w) on the device, channels last in memory."""
         tensor = torch.from_numpy(images).to(self.torch_device).permute(0, 3, 1, 2)
-        return tensor.contiguous(memory_format=torch.channels_last)
+        return tensor.float().contiguous(memory_format=torch.channels_last)
 
     def place(self, network: NetworkT) -> NetworkT:
         """The network on the device, channels last in memory."""
@@ -77,9 +77,8 @@ def choose_devices(gpu: str | None, precision: str = "auto") -> list[Device]:
     if max(map(int, ids)) >= count:
         raise RecipeError(f"--gpu={gpu}: this machine has {count} GPUs: use ids below {count}, or --gpu=cpu.")
     numbers = dict.fromkeys(map(int, ids))
-    return [
-        Device(torch.device("cuda", number), _dtype(precision, torch.cuda.is_bf16_supported())) for number in numbers
-    ]
+    dtype = _dtype(precision, torch.cuda.is_bf16_supported(including_emulation=False))
+    return [Device(torch.device("cuda", number), dtype) for number in numbers]
 
 
 def _dtype(precision: str, bfloat16_is_fast: bool) -> torch.dtype:

@@ -21,6 +21,7 @@ FROZEN = {
         "--data_dir=<dir> [datasets]",
         "--log_dir=<dir>",
         "--gpu=<ids>",
+        "--num_workers=<n>",
         "--seed=<n>",
         "--resume",
         "--no_scores",

@@ -60,6 +60,11 @@ def test_a_bad_gpu(refusal, gpu):
     assert f"--gpu={gpu}:" in refusal(f"--gpu={gpu}")
 
 
+@pytest.mark.parametrize("workers", ["-1", "two", ""])
+def test_a_bad_number_of_workers(refusal, workers):
+    assert f"--num_workers={workers}: give a whole number" in refusal(f"--num_workers={workers}")
+
+
 def test_a_view_of_no_such_split(refusal):
     assert "--view=foo" in refusal("--view=foo")
     assert "--view=: use train or valid" in refusal("--view=")

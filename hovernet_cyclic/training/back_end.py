@@ -6,6 +6,8 @@ The student is trained; the teacher is its exponential moving average (mean teac
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -18,6 +20,7 @@ from models.devices import Device
 from models.ema import EmaTeacher
 from models.hovernet.losses import bce, consistency, dice, mse, msge
 from models.hovernet.net_desc import HoVerNet, HoVerOutput
+from models.ranks import ALONE, Ranks
 
 
 def train_back_end(
@@ -32,8 +35,8 @@ def train_back_end(
     lesson = Lesson(
         curves="back_end",
         network=student,
-        batch=sampler.batch,
-        loss=lambda batch: back_end_loss(student, teacher, batch, settings, stage.device),
+        batch=partial(sampler.batch, rows=stage.ranks.own(range(settings.batch_size))),
+        loss=lambda network, batch: back_end_loss(network, teacher, batch, settings, stage.device, stage.ranks),
         follow=lambda: teacher.update(student),
         settings=settings,
     )
@@ -41,29 +44,36 @@ def train_back_end(
 
 
 def back_end_loss(
-    student: HoVerNet, teacher: EmaTeacher[HoVerNet], batch: TileBatch, settings: BackEndSettings, device: Device
+    student: torch.nn.Module,
+    teacher: EmaTeacher[HoVerNet],
+    batch: TileBatch,
+    settings: BackEndSettings,
+    device: Device,
+    ranks: Ranks = ALONE,
 ) -> dict[str, torch.Tensor]:
     """Scalars: 'np_bce', 'np_dice' on trusted pixels, 'hv_mse', 'hv_msge' on trusted nuclei, and 'consistency'.
 
-    Where the student tells types also 'tp_bce' and 'tp_dice', on pixels whose type is known (see `stack_types`).
+    student: a HoVerNet, or what stands for it in several processes, each with its rows of the batch. Where it tells
+    types also 'tp_bce' and 'tp_dice', on pixels whose type is known (see `stack_types`).
     """
     np_map, hv_map, trusted = stack_targets(batch.targets, device)
     with device.autocast():
-        output = student(device.images(batch.images))
+        output: HoVerOutput = student(device.images(batch.images))
     nuclei = trusted & (np_map > 0)
     parts = {
-        "np_bce": bce(output.np, np_map, trusted),
-        "np_dice": dice(output.np, np_map, trusted),
-        "hv_mse": settings.hv_weight * mse(output.hv, hv_map, nuclei) + mse(output.hv, hv_map, trusted & ~nuclei),
-        "hv_msge": settings.hv_weight * msge(output.hv, hv_map, np_map, trusted),
+        "np_bce": bce(output.np, np_map, trusted, ranks),
+        "np_dice": dice(output.np, np_map, trusted, ranks),
+        "hv_mse": settings.hv_weight * mse(output.hv, hv_map, nuclei, ranks)
+        + mse(output.hv, hv_map, trusted & ~nuclei, ranks),
+        "hv_msge": settings.hv_weight * msge(output.hv, hv_map, np_map, trusted, ranks),
     }
     if output.tp is not None:
         type_map, known = stack_types(batch.targets, device)
-        parts |= {"tp_bce": bce(output.tp, type_map, known), "tp_dice": dice(output.tp, type_map, known)}
+        parts |= {"tp_bce": bce(output.tp, type_map, known, ranks), "tp_dice": dice(output.tp, type_map, known, ranks)}
     if settings.consistency_weight > 0:
         with torch.no_grad(), device.autocast():
             taught: HoVerOutput = teacher.module(device.images(batch.plain_images))
-        agreement = consistency(output.np, taught.np, ~trusted)
+        agreement = consistency(output.np, taught.np, ~trusted, ranks)
         parts["consistency"] = settings.consistency_weight * agreement
     return parts
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from joblib import Parallel, cpu_count, delayed
+from joblib import Parallel, delayed
 
 from dataloader.augs import LabelledTile
 from dataloader.classifier_loader import PatchSampler, split_by_group
@@ -37,6 +37,7 @@ from hovernet_cyclic.training.signals import HeedfulSegmenter, StopRequest, stop
 from models.devices import Device
 from models.encoder import copy_encoder
 from models.hovernet.net_desc import input_shape
+from models.ranks import ALONE, Ranks
 
 TILES_PER_PROCESS = 8  # fewer are cut sooner than another process starts
 
@@ -54,6 +55,7 @@ class Work:
     train_patches: list[int]
     held_patches: list[int]
     drawn: Mapping[str, LabelledTile] = field(default_factory=dict)
+    ranks: Ranks = ALONE
     maps: list[ActivationMap] = field(default_factory=list)
 
     @property
@@ -67,14 +69,24 @@ class Work:
         return (self.source.read_tile(i) for i in range(len(self.source.tile_ids)))
 
     @property
+    def own_tiles(self) -> Iterator[ImageTile]:
+        """This process's share of them."""
+        return (self.source.read_tile(i) for i in self.ranks.own(range(len(self.source.tile_ids))))
+
+    @property
+    def stop(self) -> StopRequest:
+        """What is asked of the run between two tiles; several processes stop together, and so at steps alone."""
+        return self.keeper.stop if self.ranks.count == 1 else StopRequest()
+
+    @property
     def activations(self) -> list[ActivationMap]:
-        """The activation maps of all tiles, as the front end of the cycle left the classifier; read once a cycle."""
+        """Activation maps of this process's tiles, as the front end of the cycle left the classifier; read once."""
         if not self.maps:
-            self.maps = [self._activation(tile) for tile in self.tiles]
+            self.maps = [self._activation(tile) for tile in self.own_tiles]
         return self.maps
 
     def _activation(self, tile: ImageTile) -> ActivationMap:
-        self.keeper.stop.heed()
+        self.stop.heed()
         return read_activation(self.networks.classifier, tile, self.recipe.pseudo_masks.cam, self.device)
 
     def stage(self, name: str) -> Stage:
@@ -83,7 +95,7 @@ class Work:
 
     def segmenter(self) -> Segmenter:
         """The teacher as it stands, behind a lattice of patches; it is asked nothing more once the run is to stop."""
-        return HeedfulSegmenter(self.networks.segmenter(self.recipe, self.device), self.keeper.stop)
+        return HeedfulSegmenter(self.networks.segmenter(self.recipe, self.device), self.stop)
 
 
 def run_cycles(
@@ -93,34 +105,37 @@ def run_cycles(
     device: Device,
     quiet: bool = False,
     drawn: Mapping[str, LabelledTile] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Train by the recipe and return the checkpoint of the best cycle. Goes on from the run's state where there is one.
 
     drawn: tile_id -> tile, of tiles whose drawn masks the back end learns in place of pseudo masks. The run's folder is
-    left as `run_dir` describes it. Asked to stop (see signals.py), it saves its state and raises what was asked. Raises
-    TrainingError where the first cycle fails.
+    left as `run_dir` describes it. ranks: all of them call this together, and see the same folder. Asked to stop (see
+    signals.py), it saves its state and raises what was asked. Raises TrainingError where the first cycle fails.
     """
     seed_everything(recipe.seed)
     train, held = split_by_group(source, recipe.data.valid_fraction, recipe.seed)
-    log = StageLog(run, quiet)
+    log = StageLog(run, quiet, ranks)
     with stop_request().deferred():
-        keeper = Keeper.open(run, recipe, device, log)
-        work = Work(recipe, source, run, device, log, keeper, train, held, drawn or {})
+        keeper = Keeper.open(run, recipe, device, log, ranks)
+        work = Work(recipe, source, run, device, log, keeper, train, held, drawn or {}, ranks)
         match_pseudo_masks(work)
         keeper.clear_traces()
         while keeper.position.cycle <= recipe.num_cycles:
             run_cycle(work, keeper.position.cycle)
         log.close()
-        keeper.networks.save_net(run.net, recipe)
+        if ranks.leads:
+            keeper.networks.save_net(run.net, recipe)
+        ranks.wait()
     return run.net
 
 
-def check_source(recipe: TrainRecipe, source: TileSource) -> None:
+def check_source(recipe: TrainRecipe, source: TileSource, ranks: Ranks = ALONE) -> None:
     """Read each tile and patch once, so that a bad image is named now and not hours later. Raises DatasetError."""
     split_by_group(source, recipe.data.valid_fraction, recipe.seed)
-    for i in range(len(source.tile_ids)):
+    for i in ranks.own(range(len(source.tile_ids))):
         source.read_tile(i)
-    for i in range(len(source.patch_labels)):
+    for i in ranks.own(range(len(source.patch_labels))):
         source.read_patch(i)
 
 
@@ -153,7 +168,8 @@ def run_cycle(work: Work, cycle: int) -> None:
         if keeper.position.stage == "pseudo_masks":
             if part == 0:
                 copy_encoder(networks.classifier, networks.student)
-            masks = label_tiles(work, cycle, work.activations, with_teacher=cycle > 1 or part > 0)
+            label_tiles(work, cycle, work.activations, with_teacher=cycle > 1 or part > 0)
+            masks = stored_masks(work, cycle)
             if collapse := collapse_of(count_masks(masks, work.recipe.data.mpp), nuclei_before(work, cycle)):
                 return give_up_cycle(work, cycle, collapse)
             keeper.arrive(Position(cycle, "back_end", part, masks=fingerprint(masks)))
@@ -171,13 +187,16 @@ def teach_classifier(work: Work, cycle: int) -> None:
     sampler = PatchSampler(work.source, work.train_patches, settings.batch_size, work.recipe.seed)
     classifier = work.networks.classifier
     train_front_end(classifier, sampler, steps, settings, work.stage(f"cycle {cycle} front end"))
-    accuracy = patch_accuracy(classifier, work.source, work.held_patches, work.device)
+    accuracy = patch_accuracy(classifier, work.source, work.held_patches, work.device, work.ranks)
     if not np.isnan(accuracy):
         work.log.say(f"cycle {cycle}: the classifier is right on {accuracy:.1%} of the held-out patches (balanced)")
 
 
-def label_tiles(work: Work, cycle: int, activations: list[ActivationMap], with_teacher: bool) -> list[PseudoMask]:
-    """Make the cycle's pseudo masks, or widen them once a teacher can speak too, and store them."""
+def label_tiles(work: Work, cycle: int, activations: list[ActivationMap], with_teacher: bool) -> None:
+    """Make the cycle's pseudo masks, or widen them once a teacher can speak too, and store them.
+
+    activations: of this process's own tiles, which it labels.
+    """
     recipe = work.recipe
     segmenter = work.networks.segmenter(recipe, work.device) if with_teacher else None
     jobs = (
@@ -187,24 +206,29 @@ def label_tiles(work: Work, cycle: int, activations: list[ActivationMap], with_t
             segmenter.raw_maps(tile.image) if segmenter else None,
             recipe,
         )
-        for tile, activation in zip(work.tiles, activations, strict=True)
+        for tile, activation in zip(work.own_tiles, activations, strict=True)
     )
-    found = list(in_processes(jobs, 1 + len(activations) // TILES_PER_PROCESS, work.keeper.stop))
+    processes = min(work.ranks.cores, 1 + len(activations) // TILES_PER_PROCESS)
+    found = list(in_processes(jobs, processes, work.stop))
     trust_above = recipe.pseudo_masks.trust_later if with_teacher else recipe.pseudo_masks.trust_above
-    masks = make_pseudo_masks(found, cycle, recipe.data.mpp, trust_above, recipe.pseudo_masks)
+    masks = make_pseudo_masks(found, cycle, recipe.data.mpp, trust_above, recipe.pseudo_masks, work.ranks)
     save_pseudo_masks(work.run.pseudo_masks(cycle), masks)
-    nuclei = sum(len(mask.confidence) for mask in masks)
-    trusted = float(np.mean([mask.trusted.mean() for mask in masks]))
-    work.log.say(f"cycle {cycle}: {nuclei} trusted nuclei on {len(masks)} tiles, {trusted:.0%} of the pixels taught")
-    return masks
+    counts = work.ranks.gather([(len(mask.confidence), float(mask.trusted.mean())) for mask in masks])
+    nuclei, trusted = sum(count for count, _ in counts), float(np.mean([share for _, share in counts]))
+    work.log.say(f"cycle {cycle}: {nuclei} trusted nuclei on {len(counts)} tiles, {trusted:.0%} of the pixels taught")
 
 
-def in_processes(jobs: Iterable[Any], most: int, stop: StopRequest) -> Iterator[TileCandidates]:
-    """What the jobs answer, in order, from `most` processes or one a core. Raises what `stop` was asked between two.
+def stored_masks(work: Work, cycle: int) -> list[PseudoMask]:
+    """The cycle's pseudo masks of all tiles, in their order."""
+    stored = work.run.pseudo_masks(cycle)
+    return [load_pseudo_mask(stored, tile_id) for tile_id in work.source.tile_ids]
+
+
+def in_processes(jobs: Iterable[Any], processes: int, stop: StopRequest) -> Iterator[TileCandidates]:
+    """What the jobs answer, in order. Raises what `stop` was asked between two.
 
     Raises TrainingError where a process was killed.
     """
-    processes = min(cpu_count(), most)
     try:
         for answer in Parallel(processes, pre_dispatch=2 * processes, return_as="generator")(jobs):
             stop.heed()
@@ -230,8 +254,8 @@ def give_up_cycle(work: Work, cycle: int, collapse: str) -> None:
     show_cycle(work, cycle, work.activations)
     if work.networks.best is None:
         raise TrainingError(
-            f"{work.run.pseudo_masks(cycle)}: the first pseudo masks are nothing to learn from ({collapse}): look at "
-            "gallery.png beside them, and check data.mpp and the labels of the patches (--view=train shows some)."
+            f"{work.run.cycle(cycle) / 'gallery.png'}: the first pseudo masks are nothing to learn from ({collapse}): look "
+            "at them there, and check data.mpp and the labels of the patches (--view=train shows some)."
         )
     work.networks.roll_back(cycle)
     best = work.networks.best_cycle
@@ -245,8 +269,7 @@ def teach_student(work: Work, cycle: int, part: int) -> None:
     recipe, settings = work.recipe, work.recipe.back_end
     length = settings.steps // (settings.widen_rounds + 1)
     begin = (cycle - 1) * settings.steps + part * length
-    stored = work.run.pseudo_masks(cycle)
-    masks = {tile_id: load_pseudo_mask(stored, tile_id) for tile_id in work.source.tile_ids}
+    masks = {mask.tile_id: mask for mask in stored_masks(work, cycle)}
     shapes = (input_shape(recipe.net.mode, settings.patch_shape), settings.patch_shape)
     taught = [(tile, masks[tile.tile_id]) for tile in work.tiles if tile.tile_id not in work.drawn]
     tiles = [LabelledTile(tile.image, mask.inst_map, mask.trusted) for tile, mask in taught]
@@ -261,13 +284,14 @@ def teach_student(work: Work, cycle: int, part: int) -> None:
 
 def show_cycle(work: Work, cycle: int, activations: list[ActivationMap]) -> None:
     """A picture of the cycle: image, evidence, pseudo mask and what the teacher sees, for a few tiles."""
-    stored = work.run.pseudo_masks(cycle)
-    masks = [load_pseudo_mask(stored, tile_id) for tile_id in work.source.tile_ids]
+    activations = work.ranks.gather_to_lead(activations)
+    if not work.ranks.leads:
+        return
     write_gallery(
         work.run.cycle(cycle) / "gallery.png",
         work.tiles,
         activations,
-        masks,
+        stored_masks(work, cycle),
         work.segmenter(),
         work.recipe.smallest_area,
     )
@@ -279,8 +303,9 @@ def judge_cycle(work: Work, cycle: int) -> None:
     If it is kept, the classifier begins the next one with the teacher's encoder.
     """
     networks, recipe = work.networks, work.recipe
-    score = score_on_patches(work.segmenter(), work.source, work.held_patches, recipe)
-    networks.save_net(work.run.cycle(cycle) / "net.tar", recipe)
+    score = score_on_patches(work.segmenter(), work.source, work.held_patches, recipe, work.ranks)
+    if work.ranks.leads:
+        networks.save_net(work.run.cycle(cycle) / "net.tar", recipe)
     copy_encoder(networks.teacher.module, networks.classifier)
     kept, reason = networks.keep_or_roll_back(cycle, score.surplus)
     write_row(work, score, cycle, kept, reason)
@@ -288,17 +313,16 @@ def judge_cycle(work: Work, cycle: int) -> None:
 
 def write_row(work: Work, score: PatchScore, cycle: int, kept: bool, reason: str) -> None:
     """Note in cycles.json what became of a cycle, say it, and let the next one begin."""
-    stored = work.run.pseudo_masks(cycle)
-    nuclei = sum(len(load_pseudo_mask(stored, tile_id).confidence) for tile_id in work.source.tile_ids)
-    rows = [row for row in work.run.read_json("cycles.json", []) if row["cycle"] < cycle]
-    row = {
-        "cycle": cycle,
-        **score._asdict(),
-        "surplus": score.surplus,
-        "nuclei": nuclei,
-        "kept": kept,
-        "reason": reason,
-    }
-    work.run.write_json("cycles.json", [*rows, {**row, "seconds": round(work.keeper.cycle_seconds, 1)}])
+    if work.ranks.leads:
+        rows = [row for row in work.run.read_json("cycles.json", []) if row["cycle"] < cycle]
+        row = {
+            "cycle": cycle,
+            **score._asdict(),
+            "surplus": score.surplus,
+            "nuclei": sum(len(mask.confidence) for mask in stored_masks(work, cycle)),
+            "kept": kept,
+            "reason": reason,
+        }
+        work.run.write_json("cycles.json", [*rows, {**row, "seconds": round(work.keeper.cycle_seconds, 1)}])
     work.log.say(f"cycle {cycle}: {reason}")
     work.keeper.arrive(Position(cycle + 1))

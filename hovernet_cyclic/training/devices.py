@@ -1,11 +1,19 @@
-"""Seeds of a run. The device it runs on is models/devices.py's."""
+"""What a run takes of a machine, and its seeds. The device it runs on is models/devices.py's."""
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import numpy as np
 import torch
+
+from hovernet_cyclic.core.errors import RecipeError
+from hovernet_cyclic.core.settings import TrainRecipe
+from models.devices import Device
+from models.ranks import Ranks
+
+MOST_WORKERS = 8  # of one process, unless more are asked for
 
 
 def seed_everything(seed: int) -> None:
@@ -13,3 +21,32 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - imgaug and scikit-image read the global state
     torch.manual_seed(seed)
+
+
+def for_training(device: Device) -> Device:
+    """The device with float16 in place of float32 where it is a GPU that knows no bfloat16; the loss is then scaled."""
+    old_gpu = device.torch_device.type == "cuda" and device.dtype == torch.float32
+    return dataclasses.replace(device, dtype=torch.float16) if old_gpu else device
+
+
+def with_workers(ranks: Ranks, device: Device, asked: int | None) -> Ranks:
+    """`ranks` with processes that prepare batches: as many as are asked for.
+
+    None: one less than there are cores for this process where a GPU waits for them; none beside a CPU, whose cores the
+    network itself needs.
+    """
+    usual = min(MOST_WORKERS, ranks.cores - 1) if device.torch_device.type == "cuda" else 0
+    return dataclasses.replace(ranks, workers=usual if asked is None else asked)
+
+
+def check_share(recipe: TrainRecipe, ranks: Ranks) -> None:
+    """Raises RecipeError where the recipe's batches have no row for some of `ranks`."""
+    sizes = {"back_end.batch_size": recipe.back_end.batch_size}
+    if recipe.supervision != "masks":
+        sizes["front_end.batch_size"] = recipe.front_end.batch_size
+    name, least = min(sizes.items(), key=lambda item: item[1])
+    if least < ranks.count:
+        raise RecipeError(
+            f"{ranks.count} processes train together, but {name} is {least}: a batch is dealt out row by row, so use "
+            f"at most {least} devices, or give a larger batch."
+        )

@@ -9,6 +9,8 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import sys
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -23,31 +25,47 @@ from hovernet_cyclic.training.signals import stop_request
 from infer.base import NetworkSegmenter
 from models.checkpoint import load_network
 from models.hovernet.post_proc import segment
+from models.ranks import ALONE, Ranks, deal_back
 
+Shares = dict[tuple[str, str], list[tuple[str, list[float]]]]  # (split, arm) -> tiles: see _score_tiles
 SHOWN = ("dice", "aji", "pq")
 
 
 def score_source(segmenter: Segmenter, source: AnnotatedSource, recipe: TrainRecipe) -> dict[str, Any]:
     """Mean scores over the tiles of `source`, and those of each tile: {'mean': {name: float}, 'tiles': {id: {...}}}."""
-    pairs = []
-    for i in range(len(source.tile_ids)):
+    return _with_mean(_score_tiles(segmenter, source, recipe, ALONE))
+
+
+def _score_tiles(
+    segmenter: Segmenter, source: AnnotatedSource, recipe: TrainRecipe, ranks: Ranks
+) -> list[tuple[str, list[float]]]:
+    """(tile_id, scores in the order of SCORE_NAMES) of this process's own tiles."""
+    names, pairs = [], []
+    for i in ranks.own(range(len(source.tile_ids))):
         tile = source.read_tile(i)
         inst_map = segment(segmenter.raw_maps(tile.image), recipe.net.post_proc, recipe.smallest_area)
         pairs.append((source.annotation(i), Annotation(tile.tile_id, inst_map)))
-    values = score_pairs(pairs).values
-    names = list(source.tile_ids)
-    tiles = {
-        name: dict(zip(SCORE_NAMES, map(float, row), strict=True)) for name, row in zip(names, values, strict=True)
+        names.append(source.tile_ids[i])
+    return list(zip(names, score_pairs(pairs).values.tolist(), strict=True))
+
+
+def _with_mean(tiles: list[tuple[str, list[float]]]) -> dict[str, Any]:
+    mean = np.mean([values for _, values in tiles], axis=0)
+    return {
+        "mean": dict(zip(SCORE_NAMES, map(float, mean), strict=True)),
+        "tiles": {name: dict(zip(SCORE_NAMES, values, strict=True)) for name, values in tiles},
     }
-    mean = dict(zip(SCORE_NAMES, map(float, np.mean(values, axis=0)), strict=True))
-    return {"mean": mean, "tiles": tiles}
 
 
 def score_run(log_dir: str, data_dir: str, device: str) -> None:
     """Score the network of every cycle on the annotated splits, write scores.json and print a table."""
-    run = RunDir(log_dir)
-    rows: dict[str, Any] = {}
-    for cycle, path in run.cycle_nets():
+    _report(RunDir(log_dir), [_score_nets(log_dir, data_dir, device, ALONE)])
+
+
+def _score_nets(log_dir: str, data_dir: str, device: str, ranks: Ranks) -> Shares:
+    """Own tiles of every split, by the network of every cycle."""
+    shares: Shares = {}
+    for cycle, path in RunDir(log_dir).cycle_nets():
         loaded = load_network(path)
         assert loaded.recipe is not None, "cycle_*/net.tar is written with its recipe"
         recipe = TrainRecipe.from_dict(loaded.recipe)
@@ -55,8 +73,15 @@ def score_run(log_dir: str, data_dir: str, device: str) -> None:
         splits = open_source(recipe.data, data_dir, with_patches=False)
         sources = {**({"valid": splits.valid} if splits.valid else {}), **splits.test}
         for name, source in sources.items():
-            scores = score_source(segmenter, source, recipe)
-            rows.setdefault(name, {})[f"cycle {cycle}"] = scores
+            shares[name, f"cycle {cycle}"] = _score_tiles(segmenter, source, recipe, ranks)
+    return shares
+
+
+def _report(run: RunDir, shares: list[Shares]) -> None:
+    """Write scores.json and print a table of what all processes found, in the order of their ranks."""
+    rows: dict[str, Any] = {}
+    for split, arm in shares[0]:
+        rows.setdefault(split, {})[arm] = _with_mean(deal_back([share[split, arm] for share in shares]))
     if rows:
         run.write_json("scores.json", rows)
         print(score_table(rows))
@@ -72,27 +97,46 @@ def score_table(rows: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def score_in_own_process(run: RunDir, data_dir: str, device: str) -> bool:
-    """Run `score_run` apart from the process that trained. Returns whether it went well.
+def score_in_own_process(run: RunDir, data_dir: str, device: str, ranks: Ranks = ALONE) -> bool:
+    """Score the run apart from the processes that trained, each of `ranks` a share. Returns whether it went well.
 
     Raises what this process is asked to do meanwhile (see signals.py), and leaves none behind.
     """
-    process = multiprocessing.get_context("spawn").Process(target=_score_apart, args=(str(run.path), data_dir, device))
+    spawn = multiprocessing.get_context("spawn")
+    answers, theirs = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=_score_apart, args=(theirs, str(run.path), data_dir, device, ranks))
     process.start()
+    theirs.close()
     try:
-        process.join()
-        if process.exitcode == -signal.SIGTERM:  # a cluster ends the processes of a job one after the other
-            stop_request().heed_within(2.0)
+        answer = _answer_of(process, answers)
     finally:
         process.terminate()
         process.join()
-    return process.exitcode == 0
+    shares = ranks.gather([answer])
+    faults = [share for share in shares if isinstance(share, str)]
+    if ranks.leads and faults:
+        print(f"The run is trained but not scored: {faults[0]}", file=sys.stderr)
+    elif ranks.leads:
+        _report(run, [share for share in shares if not isinstance(share, str)])
+    return not faults
 
 
-def _score_apart(log_dir: str, data_dir: str, device: str) -> None:
+def _answer_of(process: BaseProcess, answers: Connection) -> Shares | str:
     try:
-        score_run(log_dir, data_dir, device)
+        answer: Shares | str = answers.recv()
+    except EOFError:
+        process.join()
+        if process.exitcode == -signal.SIGTERM:  # a cluster ends the processes of a job one after the other
+            stop_request().heed_within(2.0)
+        return "the process that scores has ended without a word (out of memory, perhaps)."
+    process.join()
+    return answer
+
+
+def _score_apart(answer: Connection, log_dir: str, data_dir: str, device: str, ranks: Ranks) -> None:
+    try:
+        answer.send(_score_nets(log_dir, data_dir, device, ranks))
     except HoverNetCyclicError as error:
-        sys.exit(f"The run is trained but not scored: {error}")
+        answer.send(str(error))
     except KeyboardInterrupt:
         sys.exit(130)  # the parent is interrupted too, and says so

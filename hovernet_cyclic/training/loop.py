@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
 
-from dataloader.train_loader import prefetch
+from dataloader.workers import made_ahead
 from hovernet_cyclic.core.errors import TrainingError
 from hovernet_cyclic.core.settings import BackEndSettings, FrontEndSettings
 from hovernet_cyclic.training.optimiser import NotFiniteError, OneCycleAdamW
 from hovernet_cyclic.training.run_dir import Stage
+from models.together import train_together
 
 BatchT = TypeVar("BatchT")
 
@@ -22,15 +24,31 @@ class Lesson(Generic[BatchT]):
     """What is taught in a stage, and how.
 
     curves: the name of its losses in the log. network: what is trained, in place. batch: a step of the whole run -> its
-    batch. loss: batch -> its terms, scalars that are summed. follow: called after each step.
+    batch (this process's rows of it). loss: what stands for the network in several processes, batch -> the terms of the
+    whole batch, scalars that are summed. follow: called after each step.
     """
 
     curves: str
     network: torch.nn.Module
     batch: Callable[[int], BatchT]
-    loss: Callable[[BatchT], dict[str, torch.Tensor]]
+    loss: Callable[[torch.nn.Module, BatchT], dict[str, torch.Tensor]]
     follow: Callable[[], None]
     settings: FrontEndSettings | BackEndSettings
+
+
+class Waiting:
+    """Counts the seconds that pass until the next item is there."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def of(self, items: Iterator[BatchT]) -> Iterator[BatchT]:
+        """Pass the items on."""
+        began = time.perf_counter()
+        for item in items:
+            self.seconds += time.perf_counter() - began
+            yield item
+            began = time.perf_counter()
 
 
 def teach(lesson: Lesson[BatchT], steps: range, stage: Stage) -> None:
@@ -38,13 +56,16 @@ def teach(lesson: Lesson[BatchT], steps: range, stage: Stage) -> None:
 
     Raises TrainingError where a loss or the gradient is not finite; nothing is learnt from that batch.
     """
-    optimiser = OneCycleAdamW(lesson.network, lesson.settings, len(steps))
+    network = train_together(lesson.network, stage.ranks)
+    half = stage.device.dtype == torch.float16
+    optimiser = OneCycleAdamW(lesson.network, lesson.settings, len(steps), half)
     left = steps[stage.keeper.begin(optimiser) :]
     lesson.network.train()
-    batches = prefetch(lesson.batch, left)
+    began, waiting = time.perf_counter(), Waiting()
+    batches = waiting.of(made_ahead(lesson.batch, left, stage.ranks.workers))
     for step, batch in zip(left, stage.steps(batches, len(left), lesson.settings.batch_size), strict=True):
         try:
-            values = optimiser.step(lesson.loss(batch))
+            values = optimiser.step(lesson.loss(network, batch))
         except NotFiniteError as fault:
             where = f"{stage.name}, step {step}"
             kept = stage.keeper.bad_batch(where, batch)
@@ -54,3 +75,4 @@ def teach(lesson: Lesson[BatchT], steps: range, stage: Stage) -> None:
         stage.log.loss(lesson.curves, step, values)
         stage.keeper.stepped(lesson.curves, step)
     lesson.network.eval()
+    stage.log.waited(lesson.curves, steps.stop, stage.name, waiting.seconds / (time.perf_counter() - began))

@@ -16,6 +16,7 @@ from hovernet_cyclic.core.settings import TrainRecipe
 from hovernet_cyclic.core.types import Int32Array, Segmenter, TileSource
 from hovernet_cyclic.training.candidates import convexity_of, instance_masks, outline
 from models.hovernet.post_proc import segment
+from models.ranks import ALONE, Ranks
 
 MOST_PATCHES = 300  # of each label: a share's standard error is below .03
 
@@ -53,10 +54,11 @@ class _Patch(NamedTuple):
 
 
 def score_on_patches(
-    segmenter: Segmenter, source: TileSource, indices: Sequence[int], recipe: TrainRecipe
+    segmenter: Segmenter, source: TileSource, indices: Sequence[int], recipe: TrainRecipe, ranks: Ranks = ALONE
 ) -> PatchScore:
-    """Score on at most MOST_PATCHES patches of each label, the same ones for the same seed."""
-    positive, negative = (_patches(segmenter, source, indices, recipe, label) for label in (1.0, 0.0))
+    """Score on at most MOST_PATCHES patches of each label, the same ones for the same seed, dealt out to `ranks`."""
+    chosen = (_chosen(source, indices, recipe.seed, label) for label in (1.0, 0.0))
+    positive, negative = (ranks.gather(_patches(segmenter, source, ranks.own(of_label), recipe)) for of_label in chosen)
     return PatchScore(
         _mean(patch.nuclei > 0 for patch in positive),
         _mean(patch.nuclei == 0 for patch in negative),
@@ -65,14 +67,15 @@ def score_on_patches(
     )
 
 
-def _patches(
-    segmenter: Segmenter, source: TileSource, indices: Sequence[int], recipe: TrainRecipe, label: float
-) -> list[_Patch]:
-    chosen = [i for i in indices if source.patch_labels[i, 0] == label]
-    order = np.random.default_rng(recipe.seed).permutation(len(chosen))[:MOST_PATCHES]
+def _chosen(source: TileSource, indices: Sequence[int], seed: int, label: float) -> list[int]:
+    of_label = [i for i in indices if source.patch_labels[i, 0] == label]
+    return [of_label[i] for i in np.random.default_rng(seed).permutation(len(of_label))[:MOST_PATCHES]]
+
+
+def _patches(segmenter: Segmenter, source: TileSource, chosen: Sequence[int], recipe: TrainRecipe) -> list[_Patch]:
     found = []
-    for i in order:
-        raw = segmenter.raw_maps(source.read_patch(chosen[i]).image)
+    for i in chosen:
+        raw = segmenter.raw_maps(source.read_patch(i).image)
         inst_map = segment(raw, recipe.net.post_proc, recipe.smallest_area)
         area = inst_map.size * (recipe.data.mpp / 1000) ** 2
         found.append(_Patch(int(inst_map.max(initial=0)), _convex(inst_map, recipe), area))

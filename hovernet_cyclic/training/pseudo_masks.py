@@ -26,6 +26,7 @@ from hovernet_cyclic.core.types import (
 )
 from hovernet_cyclic.training.candidates import Candidate, Second, find_candidates
 from models.hovernet.post_proc import segment
+from models.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,20 @@ def _disc(radius: float) -> UInt8Array:
 
 
 def make_pseudo_masks(
-    tiles: list[TileCandidates], cycle: int, mpp: float, trust_above: float, settings: PseudoMaskSettings
+    tiles: list[TileCandidates],
+    cycle: int,
+    mpp: float,
+    trust_above: float,
+    settings: PseudoMaskSettings,
+    ranks: Ranks = ALONE,
 ) -> list[PseudoMask]:
     """Trust the best candidates over all tiles of a cycle, dismiss the worst and leave the rest out.
 
-    trust_above: rank in [0, 1] from which a candidate is taught.
+    tiles: this process's own, where `ranks` are several; what is best is judged over those of all. trust_above: rank in
+    [0, 1] from which a candidate is taught.
     """
-    quality = np.sort([candidate.quality for tile in tiles for candidate in tile.candidates])
+    qualities = ranks.gather([[candidate.quality for candidate in tile.candidates] for tile in tiles])
+    quality = np.sort([value for of_tile in qualities for value in of_tile])
     return [_pseudo_mask(tile, quality, cycle, mpp, trust_above, settings) for tile in tiles]
 
 

@@ -17,7 +17,7 @@ import json
 import math
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +30,7 @@ from hovernet_cyclic.core.errors import RecipeError
 from hovernet_cyclic.core.settings import TrainRecipe
 from hovernet_cyclic.training.position import Unkept
 from models.devices import Device
-from models.ranks import Ranks
+from models.ranks import ALONE, Ranks
 
 RECIPE_FILE = "recipe.json"
 
@@ -172,18 +172,22 @@ def describe_run(run: RunDir, recipe: TrainRecipe, data_dir: str) -> None:
 
 
 class StageLog:
-    """What a person sees of a stage: one progress line (loss, throughput, time left), and TensorBoard curves."""
+    """What a person sees of a stage: one progress line (loss, throughput, time left), and TensorBoard curves.
 
-    def __init__(self, run: RunDir, quiet: bool = False) -> None:
+    Of several processes the first alone says and writes anything.
+    """
+
+    def __init__(self, run: RunDir, quiet: bool = False, ranks: Ranks = ALONE) -> None:
         from torch.utils.tensorboard import SummaryWriter  # half a second to import: only a training run pays it
 
-        self._writer = SummaryWriter(str(run.path / "tensorboard"))
-        self._quiet = quiet
+        self._writer: Any = SummaryWriter(str(run.path / "tensorboard")) if ranks.leads else NoWriter()
+        self._quiet = quiet or not ranks.leads
+        self._ranks = ranks
         self.losses: list[float] = []
 
     def stage(self, name: str, device: Device) -> Stage:
         """What a training loop is told of where it runs. name: such as 'cycle 1 back end'."""
-        return Stage(name, device, self)
+        return Stage(name, device, self, self._ranks)
 
     def steps(self, items: Iterator[Any], total: int, name: str, images: int) -> Iterator[Any]:
         """Pass `items` on under a bar. name: such as 'cycle 1 back end'. images: seen per step."""
@@ -199,6 +203,11 @@ class StageLog:
         for name, value in parts.items():
             self._writer.add_scalar(f"{stage}/{name}", value, step)
 
+    def waited(self, stage: str, step: int, name: str, share: float) -> None:
+        """Note which share of a stage's time the device waited for its batches. step: the stage's last."""
+        self._writer.add_scalar(f"{stage}/waiting_for_data", share, step)
+        self.say(f"{name}: {share:.1%} of the time was spent waiting for data")
+
     def say(self, line: str) -> None:
         """Print a line without tearing the bar."""
         if not self._quiet:
@@ -213,6 +222,13 @@ class StageLog:
         self._writer.close()
 
 
+class NoWriter:
+    """Stands for a SummaryWriter in a process that writes nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
 @dataclass(frozen=True)
 class Stage:
     """Where a training loop runs and whom it reports to."""
@@ -220,7 +236,7 @@ class Stage:
     name: str
     device: Device
     log: StageLog
-    ranks: Ranks = field(default_factory=Ranks)
+    ranks: Ranks = ALONE
     keeper: Unkept = field(default_factory=Unkept)
 
     def steps(self, items: Iterator[Any], total: int, images: int) -> Iterator[Any]:

@@ -22,6 +22,7 @@ from hovernet_cyclic.training.run_dir import RunDir, StageLog
 from hovernet_cyclic.training.signals import stop_request
 from models.devices import Device
 from models.hovernet.net_desc import input_shape
+from models.ranks import ALONE, Ranks
 
 
 class Phase(NamedTuple):
@@ -40,7 +41,12 @@ def phases(settings: BackEndSettings) -> list[Phase]:
 
 
 def run_supervised(
-    recipe: TrainRecipe, source: AnnotatedSource, run: RunDir, device: Device, quiet: bool = False
+    recipe: TrainRecipe,
+    source: AnnotatedSource,
+    run: RunDir,
+    device: Device,
+    quiet: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Train on the drawn masks of `source` and return the checkpoint of the teacher.
 
@@ -53,9 +59,9 @@ def run_supervised(
     settings = dataclasses.replace(recipe.back_end, consistency_weight=0.0)  # there is nothing that is not trusted
     shapes = (input_shape(recipe.net.mode, settings.patch_shape), settings.patch_shape)
     sampler = TileSampler(tiles, (None, ()), shapes, settings, recipe.seed)
-    log = StageLog(run, quiet)
+    log = StageLog(run, quiet, ranks)
     with stop_request().deferred():
-        keeper = Keeper.open(run, recipe, device, log)
+        keeper = Keeper.open(run, recipe, device, log, ranks)
         networks = keeper.networks
         keeper.clear_traces()
         if keeper.position.stage != "back_end":  # it begins, or was saved by a version that knew no positions
@@ -65,9 +71,11 @@ def run_supervised(
             networks.student.freeze_encoder(phase.frozen)
             stage = dataclasses.replace(log.stage(f"masks, {phase.name}", device), keeper=keeper)
             train_back_end(networks.student, networks.teacher, sampler, phase.steps, settings, stage)
-            finish_phase(run, recipe, keeper, phase)
+            finish_phase(run, recipe, keeper, phase, ranks)
         log.close()
-        networks.save_net(run.net, recipe)
+        if ranks.leads:
+            networks.save_net(run.net, recipe)
+        ranks.wait()
     return run.net
 
 
@@ -77,17 +85,18 @@ def phase_position(settings: BackEndSettings, steps_done: int) -> Position:
     return Position(1, "back_end", done) if done < len(phases(settings)) else Position(2)
 
 
-def finish_phase(run: RunDir, recipe: TrainRecipe, keeper: Keeper, phase: Phase) -> None:
+def finish_phase(run: RunDir, recipe: TrainRecipe, keeper: Keeper, phase: Phase, ranks: Ranks) -> None:
     """Note that a phase is done: what a resumed run needs, and the row of cycles.json."""
     networks = keeper.networks
     networks.steps_done, networks.cycles_done, networks.best_cycle = phase.steps.stop, 1, 1
-    networks.save_net(run.cycle(1) / "net.tar", recipe)
-    row = {
-        "cycle": 1,
-        "kept": True,
-        "reason": f"{phase.steps.stop} steps on drawn masks",
-        "steps": phase.steps.stop,
-        "seconds": round(keeper.cycle_seconds, 1),
-    }
-    run.write_json("cycles.json", [row])
+    if ranks.leads:
+        networks.save_net(run.cycle(1) / "net.tar", recipe)
+        row = {
+            "cycle": 1,
+            "kept": True,
+            "reason": f"{phase.steps.stop} steps on drawn masks",
+            "steps": phase.steps.stop,
+            "seconds": round(keeper.cycle_seconds, 1),
+        }
+        run.write_json("cycles.json", [row])
     keeper.arrive(phase_position(recipe.back_end, networks.steps_done))

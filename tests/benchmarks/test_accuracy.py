@@ -9,6 +9,7 @@ import config
 import run_train
 from benchmarks import accuracy
 from hovernet_cyclic.core.errors import RecipeError
+from models.ranks import ALONE
 
 OPTIONS = {"--recipe": "benchmark", "--seed": "10", "--annotated_tiles": "2", "--arms": "image_level,mixed,masks"}
 
@@ -63,7 +64,7 @@ def test_all_arms_stand_in_one_table_with_what_they_cost(bench_data, tmp_path, t
 
     def here(recipe, run, arguments):
         options = {"--data_dir": arguments["--data_dir"], "--gpu": "cpu", "--resume": False, "--no_scores": True}
-        assert run_train.train(options, dataclasses.replace(recipe, log_dir=str(run.path))) == 0
+        assert run_train.train_as(options, dataclasses.replace(recipe, log_dir=str(run.path)), cpu, ALONE) == 0
 
     monkeypatch.setattr(accuracy, "train", here)
     out = tmp_path / "table.json"

@@ -60,7 +60,7 @@ def test_a_batch_depends_on_seed_and_step_alone():
 def test_shapes_and_types():
     batch = sampler().batch(0)
     assert batch.images.shape == batch.plain_images.shape == (4, 72, 72, 3)
-    assert batch.images.dtype == batch.plain_images.dtype == np.float32
+    assert batch.images.dtype == batch.plain_images.dtype == np.uint8
     assert len(batch.targets) == 4
     for target in batch.targets:
         assert target.np_map.shape == target.trusted.shape == (8, 8) and target.hv_map.shape == (8, 8, 2)

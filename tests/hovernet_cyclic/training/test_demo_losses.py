@@ -19,7 +19,7 @@ def losses():
     return demo_losses()
 
 
-@pytest.mark.parametrize(("stage", "steps"), [("front_end", 20), ("back_end", 8)])
+@pytest.mark.parametrize(("stage", "steps"), [("front_end", 20), ("back_end", 14)])
 def test_the_first_losses_of_the_demo_are_the_committed_ones(losses, stage, steps):
     """Another CPU adds in another order: measured with other kernels, 2e-4 at step 10 and 3e-3 at step 20."""
     expected = np.array(json.loads(CURVE.read_text())[stage])
@@ -31,4 +31,4 @@ def test_the_first_losses_of_the_demo_are_the_committed_ones(losses, stage, step
 
 def test_the_losses_fall(losses):
     for curve in losses.values():
-        assert curve[-1] < 0.9 * curve[0]
+        assert np.mean(curve[-3:]) < 0.9 * np.mean(curve[:3])

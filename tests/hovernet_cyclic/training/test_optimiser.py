@@ -54,3 +54,19 @@ def test_it_goes_on_from_its_state_bit_for_bit():
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     steps(again, second, inputs[3:])
     assert torch.equal(again.weight, whole.weight) and torch.equal(again.bias, whole.bias)
+
+
+def trained(half, values):
+    """The weights after a step down each of `values` times the output."""
+    torch.manual_seed(0)
+    network = torch.nn.Linear(2, 1)
+    optimiser = OneCycleAdamW(network, BackEndSettings(), 8, half)
+    for value in values:
+        found = optimiser.step({"loss": value * network(torch.ones(1, 2)).square().mean()})
+        assert set(found) == {"loss"}
+    return network.weight.detach()
+
+
+def test_a_scaled_loss_takes_the_same_steps_and_leaves_out_those_that_overflow():
+    torch.testing.assert_close(trained(True, [1.0, 2.0]), trained(False, [1.0, 2.0]))
+    torch.testing.assert_close(trained(True, [1e36]), trained(True, []))

@@ -1,0 +1,50 @@
+"""The loop that both ends train in."""
+
+import pytest
+import torch
+
+from hovernet_cyclic.core.settings import BackEndSettings
+from hovernet_cyclic.training.loop import Lesson, Waiting, teach
+from hovernet_cyclic.training.run_dir import RunDir, StageLog
+
+
+def test_waiting_is_the_time_until_an_item_is_there_not_that_of_its_use(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("hovernet_cyclic.training.loop.time.perf_counter", lambda: clock[0])
+
+    def slow():
+        for number in range(3):
+            clock[0] += 2
+            yield number
+
+    waiting = Waiting()
+    for _ in waiting.of(slow()):
+        clock[0] += 10
+    assert waiting.seconds == 6
+
+
+def test_a_stage_says_how_long_it_waited_for_data(tmp_path, cpu, capsys):
+    network = torch.nn.Linear(1, 1)
+    log = StageLog(RunDir(tmp_path))
+    lesson = Lesson(
+        curves="back_end",
+        network=network,
+        batch=lambda step: torch.full((1, 1), float(step)),
+        loss=lambda called, batch: {"loss": called(batch).sum()},
+        follow=lambda: None,
+        settings=BackEndSettings(),
+    )
+    teach(lesson, range(4, 8), log.stage("cycle 1 back end", cpu))
+    log.close()
+    share = float(capsys.readouterr().out.split("cycle 1 back end: ")[1].split("%")[0])
+    assert 0 < share <= 100
+    assert curve(tmp_path, "back_end/waiting_for_data") == [(8, pytest.approx(share / 100, abs=1e-3))]
+    assert [step for step, _ in curve(tmp_path, "back_end/loss")] == [4, 5, 6, 7]
+
+
+def curve(folder, name):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
