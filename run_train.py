@@ -20,9 +20,11 @@ Options:
   --no_scores        Do not score the finished run, even where the data has drawn masks to score against.
   --view=<split>     Write a sheet of what training or scoring would be given, and stop: train or valid. It is opened
                      where there is a screen.
+  --report           Write LOG_DIR/report.html anew of what the run in --log_dir has left so far, and stop.
   --check_data       Read all images and drawn masks once, say what is there and what is wrong with it, and stop.
 
-The product is LOG_DIR/net.tar, which run_infer.py takes as --model_path. Drawn masks, where there are any, are opened
+The product is LOG_DIR/net.tar, which run_infer.py takes as --model_path; LOG_DIR/report.html shows how it came about,
+from the first cycle on. Drawn masks, where there are any, are opened
 after training only, to report scores, unless the recipe's supervision says that it learns from them. Of what trains
 nothing, --view=valid and --check_data open them too. Exit code: 0 done, 1 trained but not scored, or --check_data found
 splits that share a picture, labels that contradict each other or files that cannot be read, 2 bad input.
@@ -65,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         recipe = chosen_recipe(arguments)
         if arguments["--check_data"]:
             return check(arguments, recipe)
+        if arguments["--report"]:
+            return report(recipe)
         return view(arguments, recipe) if arguments["--view"] else train(arguments, recipe)
     except DocoptExit as error:
         print(option_fault(error, sys.argv[1:] if argv is None else argv, __doc__ or ""), file=sys.stderr)
@@ -99,6 +103,7 @@ def train(arguments: Mapping[str, Any], recipe: TrainRecipe) -> int:
     """Open the data, train, and score in a process of its own."""
     from dataloader.datasets import open_source
     from hovernet_cyclic.training.evaluate import score_in_own_process
+    from hovernet_cyclic.training.report import REPORT_FILE, report_run
     from hovernet_cyclic.training.run_dir import RunDir, describe_run
     from models.devices import choose_device
 
@@ -112,9 +117,12 @@ def train(arguments: Mapping[str, Any], recipe: TrainRecipe) -> int:
     describe_run(run, recipe, arguments["--data_dir"])
     print(f"{recipe.name}: {content}{encoder}")
     print(f"The network: {start(run, device)}")
-    if arguments["--no_scores"] or not (splits.valid or splits.test):
-        return 0
-    return 0 if score_in_own_process(run, arguments["--data_dir"], str(device.torch_device)) else 1
+    wanted = not arguments["--no_scores"] and (splits.valid or splits.test)
+    scored = not wanted or score_in_own_process(run, arguments["--data_dir"], str(device.torch_device))
+    if wanted and scored:
+        report_run(run, print)
+    print(f"The report: {run.path / REPORT_FILE}")
+    return 0 if scored else 1
 
 
 def image_level(recipe: TrainRecipe, splits: DataSplits, data_dir: str) -> Plan:
@@ -175,6 +183,17 @@ def view(arguments: Mapping[str, Any], recipe: TrainRecipe) -> int:
     splits = open_source(recipe.data, arguments["--data_dir"], with_patches=recipe.supervision != "masks")
     path = write_view(splits, split, recipe)
     print(f"The sheet: {path}")
+    open_on_screen(path)
+    return 0
+
+
+def report(recipe: TrainRecipe) -> int:
+    """Write the report of the run in the recipe's folder. Raises RecipeError where there is none."""
+    from hovernet_cyclic.training.report import write_report
+    from hovernet_cyclic.training.run_dir import RunDir
+
+    path = write_report(RunDir(recipe.log_dir))
+    print(f"The report: {path}")
     open_on_screen(path)
     return 0
 

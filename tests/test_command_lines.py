@@ -25,6 +25,7 @@ FROZEN = {
         "--resume",
         "--no_scores",
         "--view=<split>",
+        "--report",
         "--check_data",
     ],
     ("run_infer.py",): [

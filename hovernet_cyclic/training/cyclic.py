@@ -24,9 +24,11 @@ from hovernet_cyclic.training.back_end import train_back_end
 from hovernet_cyclic.training.devices import seed_everything
 from hovernet_cyclic.training.front_end import patch_accuracy, read_activation, train_front_end
 from hovernet_cyclic.training.gallery import write_gallery
+from hovernet_cyclic.training.history import count_data
 from hovernet_cyclic.training.networks import Networks
 from hovernet_cyclic.training.patch_score import score_on_patches
 from hovernet_cyclic.training.pseudo_masks import TileCandidates, make_pseudo_masks, surest, tile_candidates
+from hovernet_cyclic.training.report import report_run
 from hovernet_cyclic.training.run_dir import RunDir, StageLog
 from infer.base import NetworkSegmenter
 from models.devices import Device
@@ -77,10 +79,15 @@ def run_cycles(
     train, held = split_by_group(source, recipe.data.valid_fraction, recipe.seed)
     networks = Networks.restore(run.state, recipe, device) if run.state.exists() else Networks.fresh(recipe, device)
     work = Work(recipe, source, run, device, StageLog(run, quiet), networks, train, held, drawn or {})
+    work.log.note("data", **count_data(source, train, held, work.drawn))
+    work.log.open(run, device)
     for cycle in range(networks.cycles_done + 1, recipe.num_cycles + 1):
         run_cycle(work, cycle)
+        work.log.flush()
+        report_run(run, work.log.say)
     work.log.close()
     networks.save_net(run.net, recipe)
+    report_run(run, work.log.say)
     return run.net
 
 
@@ -99,7 +106,8 @@ def run_cycle(work: Work, cycle: int) -> None:
     networks = work.networks
     teach_classifier(work, cycle)
     method = work.recipe.pseudo_masks.cam
-    activations = [read_activation(networks.classifier, tile, method, work.device) for tile in work.tiles]
+    tiles = work.log.steps(work.tiles, len(work.source.tile_ids), f"cycle {cycle} evidence", images=1)
+    activations = [read_activation(networks.classifier, tile, method, work.device) for tile in tiles]
     copy_encoder(networks.classifier, networks.student)
     for part in range(work.recipe.back_end.widen_rounds + 1):
         label_tiles(work, cycle, activations, with_teacher=cycle > 1 or part > 0)
@@ -117,7 +125,9 @@ def teach_classifier(work: Work, cycle: int) -> None:
     sampler = PatchSampler(work.source, work.train_patches, settings.batch_size, work.recipe.seed)
     classifier = work.networks.classifier
     train_front_end(classifier, sampler, steps, settings, work.log.stage(f"cycle {cycle} front end", work.device))
+    work.log.begin(f"cycle {cycle} held-out patches")
     accuracy = patch_accuracy(classifier, work.source, work.held_patches, work.device)
+    work.log.note("patches", cycle=cycle, accuracy=accuracy)
     if not np.isnan(accuracy):
         work.log.say(f"cycle {cycle}: the classifier is right on {accuracy:.1%} of the held-out patches (balanced)")
 
@@ -137,12 +147,14 @@ def label_tiles(work: Work, cycle: int, activations: list[ActivationMap], with_t
         for tile, activation in zip(work.tiles, activations, strict=True)
     )
     processes = min(cpu_count(), 1 + len(activations) // TILES_PER_PROCESS)
-    found: list[TileCandidates] = Parallel(processes, pre_dispatch=2 * processes)(jobs)
+    cut = Parallel(processes, pre_dispatch=2 * processes, return_as="generator")(jobs)
+    found: list[TileCandidates] = list(work.log.steps(cut, len(activations), f"cycle {cycle} pseudo masks", images=1))
     trust_above = recipe.pseudo_masks.trust_later if with_teacher else recipe.pseudo_masks.trust_above
     masks = make_pseudo_masks(found, cycle, recipe.data.mpp, trust_above, recipe.pseudo_masks)
     save_pseudo_masks(work.run.pseudo_masks(cycle), masks)
     nuclei = sum(len(mask.confidence) for mask in masks)
     trusted = float(np.mean([mask.trusted.mean() for mask in masks]))
+    work.log.note("labels", cycle=cycle, tiles=len(masks), nuclei=nuclei, taught=trusted)
     work.log.say(f"cycle {cycle}: {nuclei} trusted nuclei on {len(masks)} tiles, {trusted:.0%} of the pixels taught")
 
 
@@ -167,9 +179,10 @@ def teach_student(work: Work, cycle: int, part: int) -> None:
 
 def show_cycle(work: Work, cycle: int, activations: list[ActivationMap]) -> None:
     """A picture of the cycle: image, evidence, pseudo mask and what the teacher sees, for a few tiles."""
+    work.log.begin(f"cycle {cycle} pictures")
     stored = work.run.pseudo_masks(cycle)
     masks = [load_pseudo_mask(stored, tile_id) for tile_id in work.source.tile_ids]
-    write_gallery(
+    gallery = write_gallery(
         work.run.cycle(cycle) / "gallery.png",
         work.tiles,
         activations,
@@ -177,11 +190,14 @@ def show_cycle(work: Work, cycle: int, activations: list[ActivationMap]) -> None
         work.segmenter(),
         work.recipe.smallest_area,
     )
+    work.run.write_json(f"cycle_{cycle}/gallery.json", gallery.rows)
+    work.log.picture(cycle, gallery.page)
 
 
 def judge_cycle(work: Work, cycle: int, began: float) -> None:
     """Keep the cycle if it does no worse on held-out patches than the best so far, else go back to that one."""
     networks, recipe = work.networks, work.recipe
+    work.log.begin(f"cycle {cycle} score")
     score = score_on_patches(work.segmenter(), work.source, work.held_patches, recipe)
     networks.save_net(work.run.cycle(cycle) / "net.tar", recipe)
     kept, reason = networks.keep_or_roll_back(cycle, score.surplus)
@@ -189,4 +205,5 @@ def judge_cycle(work: Work, cycle: int, began: float) -> None:
     row = {"cycle": cycle, **score._asdict(), "surplus": score.surplus, "kept": kept, "reason": reason}
     work.run.write_json("cycles.json", [*rows, {**row, "seconds": round(time.monotonic() - began, 1)}])
     networks.save_state(work.run.state, recipe)
+    work.log.scores(cycle, row)
     work.log.say(f"cycle {cycle}: {reason}")

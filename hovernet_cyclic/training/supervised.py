@@ -18,6 +18,7 @@ from hovernet_cyclic.training.back_end import train_back_end
 from hovernet_cyclic.training.devices import seed_everything
 from hovernet_cyclic.training.drawn_tiles import drawn_tiles
 from hovernet_cyclic.training.networks import Networks
+from hovernet_cyclic.training.report import report_run
 from hovernet_cyclic.training.run_dir import RunDir, StageLog
 from models.devices import Device
 from models.hovernet.net_desc import input_shape
@@ -47,12 +48,15 @@ def run_supervised(
     state.tar. Raises DatasetError, RecipeError or CheckpointError for what cannot be used.
     """
     seed_everything(recipe.seed)
-    tiles = list(drawn_tiles(recipe, source).values())
+    drawn = drawn_tiles(recipe, source)
+    tiles = list(drawn.values())
     networks = Networks.restore(run.state, recipe, device) if run.state.exists() else Networks.fresh(recipe, device)
     settings = dataclasses.replace(recipe.back_end, consistency_weight=0.0)  # there is nothing that is not trusted
     shapes = (input_shape(recipe.net.mode, settings.patch_shape), settings.patch_shape)
     sampler = TileSampler(tiles, (None, ()), shapes, settings, recipe.seed)
     log = StageLog(run, quiet)
+    log.note("data", tiles=len(tiles), drawn=sorted(drawn))
+    log.open(run, device)
     for phase in phases(settings):
         if networks.steps_done < phase.steps.stop:
             began = time.monotonic()
@@ -60,8 +64,11 @@ def run_supervised(
             stage = log.stage(f"masks, {phase.name}", device)
             train_back_end(networks.student, networks.teacher, sampler, phase.steps, settings, stage)
             finish_phase(run, recipe, networks, phase, time.monotonic() - began)
+            log.flush()
+            report_run(run, log.say)
     log.close()
     networks.save_net(run.net, recipe)
+    report_run(run, log.say)
     return run.net
 
 
