@@ -27,7 +27,7 @@ HISTORY_FILE = "history.jsonl"
 FLUSH_SECONDS = 5.0
 
 Event = dict[str, Any]
-Curves = dict[str, dict[int, dict[str, float]]]  # curves -> step -> name of a term -> its value
+Curves = dict[str, dict[int, Event]]  # curves -> step -> its `loss` line
 
 
 class History:
@@ -94,12 +94,11 @@ def _event(line: str) -> Event | None:
     return event if isinstance(event, dict) and isinstance(event.get("kind"), str) else None
 
 
-def losses_of(events: Iterable[Event]) -> Curves:
-    """curves -> step -> terms, in order of the steps. Of a step that is told twice the last one counts."""
+def losses_of(losses: Iterable[Event]) -> Curves:
+    """`loss` lines -> curves -> step -> line, by step. Of a step that is told twice the last one counts."""
     found: Curves = {}
-    for event in events:
-        if event["kind"] == "loss":
-            found.setdefault(event["curves"], {})[event["step"]] = event["parts"]
+    for event in losses:
+        found.setdefault(event["curves"], {})[event["step"]] = event
     return {curves: dict(sorted(steps.items())) for curves, steps in found.items()}
 
 

@@ -5,6 +5,7 @@ On a terminal the line is drawn over and over; in a log file a plain line is add
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections import deque
@@ -44,16 +45,15 @@ class Spent:
         """As a dict of plain values."""
         return {key: round(value, 3) if key in ("seconds", "waited") else value for key, value in asdict(self).items()}
 
-    def line(self) -> str:
-        """The line that stays."""
+    def line(self, width: int | None = None) -> str:
+        """The line that stays. width: letters that it may have, by leaving out what is wanted least."""
         parts = [f"{self.steps} steps in {clock(self.seconds)}" if self.loss is not None else clock(self.seconds)]
         parts += [f"loss {self.loss:.3f}"] if self.loss is not None else []
-        parts += (
-            [f"{self.images / self.seconds:.{_places(self.images / self.seconds)}f} images/s"] if self.images else []
-        )
-        parts += [f"waited {self.waited / self.seconds:.0%} for data"] if self.images and self.loss is not None else []
+        parts += [_rate(self.images / self.seconds)] if self.images else []
         parts += _memory_parts(self.memory, self.gpu_memory)
-        return f"{self.name}: {', '.join(parts)}"
+        parts += [f"waited {self.waited / self.seconds:.0%} for data"] if self.loss is not None else []
+        room = sum(map(len, parts)) + 2 * len(parts) if width is None else width - len(self.name) - 2
+        return f"{self.name}: {fitting(parts, room)}"
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Meter:
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
 
     def timed(self, items: Iterable[Any]) -> Iterator[Any]:
-        """Pass `items` on, and note how long each was waited for and when it was done with."""
+        """Pass `items` on, and note how long each was waited for. To be ticked after each."""
         waiting = iter(items)
         self.recent.append(time.monotonic())
         while True:
@@ -81,8 +81,11 @@ class Meter:
                 return
             self.waited += time.monotonic() - asked
             yield item
-            self.done += 1
-            self.recent.append(time.monotonic())
+
+    def tick(self) -> None:
+        """A step is done."""
+        self.done += 1
+        self.recent.append(time.monotonic())
 
     @property
     def share(self) -> float:
@@ -92,9 +95,8 @@ class Meter:
     def parts(self) -> list[str]:
         """What the line tells, the most wanted first."""
         pace = (self.recent[-1] - self.recent[0]) / max(1, len(self.recent) - 1)  # seconds per step
-        rate = self.images / pace if pace > 0 else 0.0
         told = [f"loss {self.loss:.3f}"] if self.loss is not None else []
-        told += [f"{rate:.{_places(rate)}f} images/s", f"{clock(pace * (self.total - self.done))} left"]
+        told += [_rate(self.images / pace if pace > 0 else 0.0), f"{clock(pace * (self.total - self.done))} left"]
         told += _memory_parts(memory(), gpu_memory())
         waited = self.waited / max(1e-9, time.monotonic() - self.began)
         told += [f"step {self.done}/{self.total}"]
@@ -157,9 +159,15 @@ def fitting(parts: list[str], room: int) -> str:
     return told
 
 
-def say(line: str, to_errors: bool = False) -> None:
-    """Print a line without tearing a progress line, on stdout or stderr."""
-    tqdm.write(line, file=sys.stderr if to_errors else sys.stdout)
+def say(line: str) -> None:
+    """Print a line on stdout without tearing a progress line."""
+    tqdm.write(line, file=sys.stdout)
+
+
+def say_spent(spent: Spent) -> None:
+    """Print what a stage took where its progress line was: on stderr, and on a terminal in one row."""
+    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
+    tqdm.write(spent.line(width), file=sys.stderr)
 
 
 def clock(seconds: float) -> str:
@@ -204,8 +212,8 @@ def _memory_parts(process: int | None, gpu: int | None) -> list[str]:
     return told + ([f"GPU {gpu / GIB:.1f} GiB"] if gpu is not None else [])
 
 
-def _places(rate: float) -> int:
-    return 0 if rate >= 10 else 1
+def _rate(rate: float) -> str:
+    return f"{rate:.{0 if rate >= 10 else 1}f} images/s"
 
 
 def _literal(text: str) -> str:

@@ -26,7 +26,8 @@ STYLE = """
     --good: #6fcf8e; --bad: #f2907c; --mark: #4a3f14; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1160px; padding: 1.5rem 1.25rem 4rem; background: var(--page); color: var(--text);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; overflow-wrap: anywhere; }
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; overflow-wrap: break-word; }
+h1, h3 { overflow-wrap: anywhere; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .25rem; }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-top: 1rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 1.25rem 0 .4rem; }
@@ -43,7 +44,7 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { text-align: left; padding: .3rem .75rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--faint); font-weight: 600; vertical-align: bottom; }
 td.number, th.number { text-align: right; white-space: nowrap; }
-td.words { min-width: 14rem; overflow-wrap: normal; }
+td.words { min-width: 14rem; }
 td.bar { min-width: 8rem; width: 30%; vertical-align: middle; }
 td.bar div { background: var(--accent); height: .7rem; border-radius: 2px; min-width: 1px; }
 tr.chosen td { background: var(--mark); }

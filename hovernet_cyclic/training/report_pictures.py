@@ -53,7 +53,7 @@ def _cycle(facts: RunFacts, row: Row, budget: int) -> Element:
     cycle = row["cycle"]
     name = f"cycle_{cycle}/gallery.png"
     rows = _within(_rows_of(facts, name, _index(facts, f"cycle_{cycle}/gallery.json"), GALLERY), budget)
-    summary = node("summary", node("strong", f"Cycle {cycle}"), f": {row.get('reason', '')}")
+    summary = node("summary", node("strong", f"Cycle {cycle}"), f", {row.get('reason', '')}")
     body = rows or [node("p", f"{name} cannot be read.")]
     return node("details", summary, body, **({"open": "open"} if row is facts.best else {}))
 

@@ -32,7 +32,7 @@ from hovernet_cyclic.core.settings import TrainRecipe
 from hovernet_cyclic.core.types import UInt8Array
 from hovernet_cyclic.training.devices import describe_device
 from hovernet_cyclic.training.history import HISTORY_FILE, History
-from hovernet_cyclic.training.progress import Meter, ProgressLine, say
+from hovernet_cyclic.training.progress import Meter, ProgressLine, say, say_spent
 from models.devices import Device
 from models.ranks import Ranks
 
@@ -186,6 +186,7 @@ class StageLog:
         try:
             for item in meter.timed(items):
                 yield item
+                meter.tick()
                 line.show()
         finally:
             line.close()
@@ -251,7 +252,7 @@ class StageLog:
         if self._history.fault:
             self.say(self._history.fault)
         if not self._quiet and (spent.steps or spent.seconds >= SHOWN_SECONDS):
-            say(spent.line(), to_errors=True)
+            say_spent(spent)
 
 
 @dataclass(frozen=True)

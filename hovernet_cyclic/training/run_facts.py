@@ -14,25 +14,31 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunFacts:
-    """One run. about: recipe.json. cycles, scored: rows of cycles.json, scored/index.json. events: see history.py."""
+    """One run. about: recipe.json. cycles, scored: rows of cycles.json, scored/index.json.
+
+    losses: the `loss` lines of the history, see there. events: all others.
+    """
 
     run: RunDir
     about: Row
     cycles: list[Row]
     scores: dict[str, Any]
     scored: list[Row]
+    losses: list[Event]
     events: list[Event]
 
     @classmethod
     def read(cls, run: RunDir) -> RunFacts:
         """All that is there."""
+        history = read_history(run.path / HISTORY_FILE)
         return cls(
             run,
             about=_mapping(_read(run, RECIPE_FILE)),
             cycles=[row for row in _rows(_read(run, "cycles.json")) if isinstance(row.get("cycle"), int)],
             scores=_mapping(_read(run, "scores.json")),
             scored=_rows(_read(run, "scored/index.json")),
-            events=read_history(run.path / HISTORY_FILE),
+            losses=[event for event in history if event["kind"] == "loss"],
+            events=[event for event in history if event["kind"] != "loss"],
         )
 
     @property
