@@ -26,29 +26,18 @@ from infer.base import NetworkSegmenter
 from models.checkpoint import load_network
 from models.hovernet.post_proc import segment
 
-Pair = tuple[Annotation, Annotation]
 SHOWN = ("dice", "aji", "pq")
 
 
 def score_source(segmenter: Segmenter, source: AnnotatedSource, recipe: TrainRecipe) -> dict[str, Any]:
     """Mean scores over the tiles of `source`, and those of each tile: {'mean': {name: float}, 'tiles': {id: {...}}}."""
-    return scores_of(segmented(segmenter, source, recipe))
-
-
-def segmented(segmenter: Segmenter, source: AnnotatedSource, recipe: TrainRecipe) -> list[Pair]:
-    """(drawn, found) of each tile of `source`, in its order."""
     pairs = []
     for i in range(len(source.tile_ids)):
         tile = source.read_tile(i)
         inst_map = segment(segmenter.raw_maps(tile.image), recipe.net.post_proc, recipe.smallest_area)
         pairs.append((source.annotation(i), Annotation(tile.tile_id, inst_map)))
-    return pairs
-
-
-def scores_of(pairs: list[Pair]) -> dict[str, Any]:
-    """The scores of (drawn, found), see `score_source`."""
     values = score_pairs(pairs).values
-    names = [found.tile_id for _, found in pairs]
+    names = list(source.tile_ids)
     tiles = {
         name: dict(zip(SCORE_NAMES, map(float, row), strict=True)) for name, row in zip(names, values, strict=True)
     }
@@ -57,46 +46,50 @@ def scores_of(pairs: list[Pair]) -> dict[str, Any]:
 
 
 def score_run(log_dir: str, data_dir: str, device: str) -> None:
-    """Score the network of every cycle on the annotated splits, write scores.json and print a table.
-
-    Of the product's cycle, pictures of the best, the median and the worst tile of each split are left in scored/.
-    """
+    """Score the network of every cycle on the annotated splits, write scores.json and print a table."""
     run = RunDir(log_dir)
     rows: dict[str, Any] = {}
-    shown: list[dict[str, Any]] = []
-    product = RunFacts.read(run).best.get("cycle")
     for cycle, path in run.cycle_nets():
         loaded = load_network(path)
         assert loaded.recipe is not None, "cycle_*/net.tar is written with its recipe"
         recipe = TrainRecipe.from_dict(loaded.recipe)
         segmenter = NetworkSegmenter(loaded.net, loaded.mode, device)
-        splits = open_source(recipe.data, data_dir, with_patches=False)
-        sources = {**({"valid": splits.valid} if splits.valid else {}), **splits.test}
-        for name, source in sources.items():
-            pairs = segmented(segmenter, source, recipe)
-            rows.setdefault(name, {})[f"cycle {cycle}"] = scores = scores_of(pairs)
-            if cycle == product:
-                shown += show_tiles(run, source, pairs, ranked(name, scores["tiles"]))
+        for name, source in scored_sources(recipe, data_dir).items():
+            scores = score_source(segmenter, source, recipe)
+            rows.setdefault(name, {})[f"cycle {cycle}"] = scores
     if rows:
-        run.write_json("scored/index.json", shown)
         run.write_json("scores.json", rows)
         print(score_table(rows))
+        show_scored(log_dir, data_dir, device)
 
 
-def show_tiles(
-    run: RunDir, source: AnnotatedSource, pairs: list[Pair], chosen: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Write a sheet of image, drawn and found nuclei of each tile that `ranked` chose. Returns the index's rows."""
-    places = {found.tile_id: i for i, (_, found) in enumerate(pairs)}
+def show_scored(log_dir: str, data_dir: str, device: str) -> None:
+    """Of the product's cycle, leave pictures of the best, the median and the worst tile of each split in scored/."""
+    run = RunDir(log_dir)
+    facts = RunFacts.read(run)
+    path = run.cycle(facts.best["cycle"]) / "net.tar" if facts.best else run.net
+    loaded = load_network(path)
+    recipe = TrainRecipe.from_dict(loaded.recipe or {})
+    segmenter = NetworkSegmenter(loaded.net, loaded.mode, device)
     rows = []
-    for row in chosen:
-        place = places[row["tile_id"]]
-        drawn, found = pairs[place]
-        pictures = compared(source.read_tile(place).image, drawn.inst_map, found.inst_map)
-        name = re.sub(r"\W", "_", f"{row['split']}_{row['which']}") + ".png"
-        write_png(run.path / "scored" / name, sheet([pictures]))
-        rows.append({**row, "file": name, "boxes": boxes([pictures])[0]})
-    return rows
+    for split, source in scored_sources(recipe, data_dir).items():
+        scores = facts.scores.get(split, {}).get(f"cycle {facts.best.get('cycle')}", {})
+        for row in ranked(split, scores.get("tiles", {})):
+            place = list(source.tile_ids).index(row["tile_id"])
+            image = source.read_tile(place).image
+            found = segment(segmenter.raw_maps(image), recipe.net.post_proc, recipe.smallest_area)
+            pictures = compared(image, source.annotation(place).inst_map, found)
+            name = re.sub(r"\W", "_", f"{split}_{row['which']}") + ".png"
+            write_png(run.path / "scored" / name, sheet([pictures]))
+            rows.append({**row, "file": name, "boxes": boxes([pictures])[0]})
+    if rows:
+        run.write_json("scored/index.json", rows)
+
+
+def scored_sources(recipe: TrainRecipe, data_dir: str) -> dict[str, AnnotatedSource]:
+    """The annotated splits of the data that no run learns from."""
+    splits = open_source(recipe.data, data_dir, with_patches=False)
+    return {**({"valid": splits.valid} if splits.valid else {}), **splits.test}
 
 
 def score_table(rows: dict[str, Any]) -> str:

@@ -31,9 +31,12 @@ Curves = dict[str, dict[int, Event]]  # curves -> step -> its `loss` line
 
 
 class History:
-    """Appends to the file of one run. A disk that refuses ends the record, and not the run: `fault` then says why."""
+    """Appends to the file of one run. A disk that refuses ends the record, and not the run: `fault` then says why.
 
-    def __init__(self, path: Path) -> None:
+    path: None for a process that writes nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
         self._path = path
         self._stream: TextIO | None = None
         self._flushed = 0.0
@@ -41,10 +44,10 @@ class History:
 
     def add(self, kind: str, **facts: Any) -> None:
         """Append one line. facts: plain values; numbers that are not finite become null, as JSON knows none."""
-        if self.fault:
+        if self.fault or self._path is None:
             return
         try:
-            stream = self._stream or self._open()
+            stream = self._stream or self._open(self._path)
             stream.write(json.dumps(_plain({"kind": kind, **facts}), allow_nan=False) + "\n")
             # losses come many times a second, all else is rare and wanted at once
             if kind != "loss" or time.monotonic() - self._flushed > FLUSH_SECONDS:
@@ -53,27 +56,29 @@ class History:
         except OSError as error:
             self.fault = f"{self._path}: cannot be written ({error.strerror}): the report will lack what comes now."
 
-    def _open(self) -> TextIO:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        torn = self._path.exists() and not self._path.read_bytes().endswith(b"\n")
-        self._stream = self._path.open("a", encoding="utf-8")
+    def _open(self, path: Path) -> TextIO:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+        self._stream = stream = path.open("a", encoding="utf-8")
         if torn:
-            self._stream.write("\n")
-        return self._stream
+            stream.write("\n")
+        return stream
 
     def flush(self) -> None:
         """Let others read what was added so far."""
-        if self._stream is not None and not self.fault:
-            self._stream.flush()
+        self._end_with("flush")
 
     def close(self) -> None:
         """End the record; `add` would go on with it."""
-        if self._stream is not None:
-            try:
-                self._stream.close()
-            except OSError as error:
-                self.fault = f"{self._path}: cannot be written ({error.strerror})."
-            self._stream = None
+        self._end_with("close")
+        self._stream = None
+
+    def _end_with(self, call: str) -> None:
+        try:
+            if self._stream is not None:
+                getattr(self._stream, call)()
+        except OSError as error:
+            self.fault = self.fault or f"{self._path}: cannot be written ({error.strerror})."
 
 
 def read_history(path: Path) -> list[Event]:

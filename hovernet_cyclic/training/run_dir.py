@@ -188,6 +188,9 @@ class StageLog:
                 yield item
                 meter.tick()
                 line.show()
+        except GeneratorExit:  # it was stopped on the way: the time was spent all the same
+            self._history.add("stage", **meter.spent().facts())
+            raise
         finally:
             line.close()
         self._end(meter)
@@ -219,14 +222,14 @@ class StageLog:
         self._writer.add_image("cycle/image, evidence, pseudo mask, teacher", page, cycle, dataformats="HWC")
 
     def scores(self, cycle: int, row: dict[str, Any]) -> None:
-        """Give TensorBoard the numbers of a row of cycles.json."""
+        """A cycle is done: give TensorBoard the numbers of its row of cycles.json."""
+        self._end_part()
         for name, value in row.items():
             if isinstance(value, (bool, int, float)) and name != "cycle":
                 self._writer.add_scalar(f"cycle/{name}", float(value), cycle)
 
     def flush(self) -> None:
         """Write what is still held back, so that others can read it."""
-        self._end_part()
         self._history.flush()
         self._writer.flush()
 

@@ -296,7 +296,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium on this machine to open the report in")
 def test_a_browser_opens_it_without_complaint(run, tmp_path):
-    path, = write_report(run)
+    path = write_report(run)
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=400,2000", "--enable-logging=stderr"]
     options += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri()]
     done = subprocess.run([BROWSER, *options], capture_output=True, text=True, timeout=120)
