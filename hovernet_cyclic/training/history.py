@@ -26,6 +26,11 @@ from hovernet_cyclic.core.types import TileSource
 HISTORY_FILE = "history.jsonl"
 FLUSH_SECONDS = 5.0
 
+NEEDED = {
+    "start": {"time", "command", "device"},
+    "loss": {"curves", "step", "parts"},
+    "stage": {"name", "seconds"},
+}
 Event = dict[str, Any]
 Curves = dict[str, dict[int, Event]]  # curves -> step -> its `loss` line
 
@@ -84,7 +89,7 @@ class History:
 def read_history(path: Path) -> list[Event]:
     """The events of a run in order, without lines that are torn; [] where there is no such file."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
         return []
     found = (_event(line) for line in lines)
@@ -96,7 +101,9 @@ def _event(line: str) -> Event | None:
         event = json.loads(line)
     except ValueError:
         return None
-    return event if isinstance(event, dict) and isinstance(event.get("kind"), str) else None
+    if not isinstance(event, dict) or not isinstance(event.get("kind"), str):
+        return None
+    return event if NEEDED.get(event["kind"], set()) <= event.keys() else None
 
 
 def losses_of(losses: Iterable[Event]) -> Curves:

@@ -16,7 +16,7 @@ from hovernet_cyclic.training.report_page import node
 
 WIDTH, HEIGHT = 340, 150  # of a drawing, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 40, 6, 16, 18
-MOST_POINTS = 240
+MOST_POINTS = 120
 LABEL_ROOM = 46  # between two labels, so that none is written over another
 
 

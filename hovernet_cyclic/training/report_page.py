@@ -31,7 +31,8 @@ h1, h3 { overflow-wrap: anywhere; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .25rem; }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-top: 1rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 1.25rem 0 .4rem; }
-p { margin: .4rem 0; max-width: 75ch; }
+p { margin: .4rem 0; max-width: 80ch; }
+p.faint { max-width: none; }
 .faint, figcaption { color: var(--faint); font-size: .875rem; }
 .verdict { background: var(--panel); border-left: 5px solid var(--accent); border-radius: 4px; padding: .75rem 1rem;
   margin: 1rem 0; }
@@ -43,7 +44,8 @@ pre { background: var(--panel); border-radius: 4px; padding: .6rem .8rem; margin
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .75rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--faint); font-weight: 600; vertical-align: bottom; }
-td.number, th.number { text-align: right; white-space: nowrap; }
+td.number, th.number { text-align: right; }
+td.number { white-space: nowrap; }
 td.words { min-width: 14rem; }
 td.bar { min-width: 8rem; width: 30%; vertical-align: middle; }
 td.bar div { background: var(--accent); height: .7rem; border-radius: 2px; min-width: 1px; }

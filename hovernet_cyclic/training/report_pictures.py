@@ -19,8 +19,13 @@ from hovernet_cyclic.training.run_facts import Row, RunFacts, ranked
 GALLERY_LETTERS, SCORED_LETTERS = 5_000_000, 2_000_000  # of all pictures of a section together
 MOST_GALLERIES = 24
 WIDEST_SHEET = 1000  # px
-GALLERY = ("image", "evidence", "pseudo mask", "teacher")
-SCORED = ("image", "drawn mask", "network")
+GALLERY = (
+    "Image",
+    "Evidence (bright: nucleus)",
+    "Pseudo mask (green: taught; grey: not trusted)",
+    "Teacher (green: segmented)",
+)
+SCORED = ("Image", "Drawn mask (blue: missed)", "Network (red: not drawn)")
 SCORES = ("dice", "aji", "aji_plus", "dq", "sq", "pq", "f1d")
 RANKS = {"best": "the best tile", "median": "the median tile", "worst": "the worst tile", "only": "the only tile"}
 GALLERY_WORDS = (

@@ -40,7 +40,12 @@ UNMARKED = ("log_dir", "name", "data.reader")  # what every run sets for itself
 def head_section(facts: RunFacts) -> list[Element]:
     """Title, verdict and what was learnt from."""
     begun = next((event["time"] for event in facts.events if event["kind"] == "start"), None)
-    parts = [str(facts.run.path), f"begun {_date(begun)}" if begun else "", _took(facts), f"seen {_date(time.time())}"]
+    parts = [
+        str(facts.run.path),
+        f"begun {_date(begun)}" if begun else "",
+        _took(facts),
+        f"written {_date(time.time())}",
+    ]
     return [
         node("h1", "Training report: ", str(facts.recipe.get("name", facts.run.path.name))),
         node("p", " · ".join(filter(None, parts)), class_="faint"),
@@ -54,18 +59,17 @@ def _took(facts: RunFacts) -> str:
 
 def verdict(facts: RunFacts) -> str:
     """Which network is the product, and why, in words."""
-    asked, done, best = facts.recipe.get("num_cycles", 1), len(facts.cycles), facts.best
+    done, best = len(facts.cycles), facts.best
     if facts.supervision == "masks":
-        steps, of = best.get("steps", 0), (facts.recipe.get("back_end") or {}).get("steps", 0)
+        steps, of = best.get("steps", 0), _mapping(facts.recipe.get("back_end")).get("steps", 0)
         if facts.finished and steps >= of:
             return f"The product, net.tar, is the network after {steps} steps on drawn masks."
         return f"Not finished: {steps} of {of} steps are done."
     if not best:
         return "No cycle is finished yet." if done == 0 else "No cycle was kept: the table below says why."
     if not facts.finished:
-        return (
-            f"Not finished: {done} of {asked} cycles are done. The best so far is cycle {best['cycle']}: {_why(best)}."
-        )
+        so_far = f"The best so far is cycle {best['cycle']}: {_why(best)}."
+        return f"Not finished: {done} of {facts.asked} cycles are done. {so_far}"
     of = f"cycle {best['cycle']} of {done}" if done > 1 else "the only cycle"
     later = [str(row["cycle"]) for row in facts.cycles if row["cycle"] > best["cycle"]]
     undone = f" What came after it (cycle {_listed(later)}) was rolled back." if later else ""
@@ -86,31 +90,39 @@ def _reason(row: Row) -> str:
 
 def honesty(facts: RunFacts) -> str:
     """What the run learnt from, and which drawn masks it read."""
-    data, learnt = (
-        facts.data,
-        {
-            "image_level": "It learnt from image-level labels alone",
-            "mixed": "It learnt from image-level labels and a few tiles with drawn masks",
-            "masks": "It learnt from tiles with drawn masks",
-        }.get(facts.supervision, ""),
-    )
-    if not learnt:
+    net = _mapping(facts.recipe.get("net"))
+    told = {"image_level": _without_masks, "mixed": _with_some_masks, "masks": _with_masks}.get(facts.supervision)
+    if told is None:
         return ""
-    tiles, drawn = data.get("tiles", 0), data.get("drawn", [])
-    counts = f"{_count(tiles)} tiles" if tiles else ""
-    if data.get("patches"):
-        split = f"{_count(data['positive'])} with a nucleus, {_count(data['negative'])} without"
-        counts = f"{_count(data['patches'])} patches ({split}) and {counts} without labels"
-    named = f" Drawn masks were learnt from of: {_listed(drawn)}." if drawn and facts.supervision == "mixed" else ""
-    unread = (
-        " No drawn mask was read in training: none taught the network, set a threshold or chose a cycle."
-        if facts.supervision == "image_level"
-        else ""
-    )
-    after = " Drawn masks were opened after training, to measure the scores below." if facts.scores else ""
-    encoder = (facts.recipe.get("net") or {}).get("pretrained")
-    begun = f" The encoder began from the weights of {encoder}." if encoder else ""
-    return f"{learnt}{': ' + counts if counts else ''}.{named}{unread}{after}{begun}"
+    after = ["Drawn masks were opened after training, to measure the scores below."] if facts.scores else []
+    begun = [f"The encoder began from the weights of {net['pretrained']}."] if net.get("pretrained") else []
+    return " ".join([*told(facts.data), *begun, *after])
+
+
+def _without_masks(data: Row) -> list[str]:
+    return [
+        f"It learnt from image-level labels alone{_patches(data, data.get('tiles', 0))}.",
+        "No drawn mask was read in training: none taught the network, set a threshold or chose a cycle.",
+    ]
+
+
+def _with_some_masks(data: Row) -> list[str]:
+    drawn = data.get("drawn", [])
+    labelled = f"It learnt from image-level labels{_patches(data, data.get('tiles', 0) - len(drawn))}"
+    masks = f"from the drawn masks of {_count(len(drawn))} tiles ({_listed(drawn)})" if drawn else "from drawn masks"
+    return [f"{labelled}, and {masks}.", "No other drawn mask was read in training."]
+
+
+def _with_masks(data: Row) -> list[str]:
+    tiles = data.get("tiles")
+    return [f"It learnt from the drawn masks of {_count(tiles)} tiles." if tiles else "It learnt from drawn masks."]
+
+
+def _patches(data: Row, tiles: int) -> str:
+    if not data.get("patches"):
+        return ""
+    split = f"{_count(data.get('positive', 0))} with a nucleus, {_count(data.get('negative', 0))} without"
+    return f": {_count(data['patches'])} patches ({split}) and {_count(tiles)} tiles without labels"
 
 
 # --- cycles -----------------------------------------------------------------------------------------------------------
@@ -127,7 +139,7 @@ def cycles_section(facts: RunFacts) -> list[Element]:
     explained = (
         "The score needs no drawn mask. It counts nuclei in patches that were held out of training, each by how convex "
         "it is: how many per mm² are found where people saw nuclei, less how many where they saw none. A cycle that "
-        "scores below the best one so far is undone. The marked row is the product."
+        f"scores below the best so far is undone. The marked row is {'the product' if facts.finished else 'the best'}."
     )
     head = node("h2", "Cycles")
     return [
@@ -335,6 +347,10 @@ def percent(value: Any) -> str | None:
 
 def _known(cell: Child) -> Child:
     return "\u2013" if cell is None else cell
+
+
+def _mapping(value: Any) -> Row:
+    return value if isinstance(value, dict) else {}
 
 
 def _count(value: int) -> str:

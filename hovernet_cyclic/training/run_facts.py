@@ -71,7 +71,12 @@ class RunFacts:
     def finished(self) -> bool:
         """Whether the product is written and no cycle that the recipe asks for is left."""
         done = max((row["cycle"] for row in self.cycles), default=0)
-        return self.run.net.exists() and done >= self.recipe.get("num_cycles", 1)
+        return self.run.net.exists() and done >= self.asked
+
+    @property
+    def asked(self) -> int:
+        """How many cycles the recipe asks for."""
+        return 1 if self.supervision == "masks" else int(self.recipe.get("num_cycles", 1))
 
     @property
     def seconds(self) -> float:

@@ -40,9 +40,13 @@ def test_a_torn_last_line_costs_that_line_alone(tmp_path):
 
 def test_lines_of_another_kind_are_no_events(tmp_path):
     path = tmp_path / "history.jsonl"
-    path.write_bytes(b'[1]\n{"kind": 3}\n\xff\xfe\n\n{"kind": "data", "tiles": 1}\n{"kind": "data", "tiles": 2}\n')
+    path.write_bytes(
+        b'[1]\n{"kind": 3}\n{"kind": "stage"}\n{"kind": "loss", "step": 1}\n\xff\xfe\n\n{"kind": "data", "tiles": 1}\n{"kind": "data", "tiles": 2}\n'
+    )
     events = read_history(path)
-    assert last_of(events, "data") == {"kind": "data", "tiles": 2} and last_of(events, "start") == {}
+    assert (
+        len(events) == 2 and last_of(events, "data") == {"kind": "data", "tiles": 2} and last_of(events, "start") == {}
+    )
     assert read_history(tmp_path / "missing.jsonl") == []
 
 

@@ -255,10 +255,23 @@ def test_a_run_on_masks_says_so(run):
     row = {"cycle": 1, "kept": True, "reason": "600 steps on drawn masks", "steps": 600, "seconds": 60.0}
     run.write_json("cycles.json", [row])
     text = page_of(run).text
-    assert "the network after 600 steps on drawn masks" in text and "It learnt from tiles with drawn masks" in text
+    assert "the network after 600 steps on drawn masks" in text and "It learnt from the drawn masks of 9 tiles." in text
     assert "No drawn mask" not in text and "held out of training" not in text
     run.write_json("cycles.json", [{**row, "steps": 100}])
     assert "Not finished: 100 of 600 steps are done." in page_of(run).text
+
+
+def test_a_mixed_run_names_the_masks_it_read(run):
+    about = run.read_json("recipe.json", {})
+    about["recipe"] |= {"supervision": "mixed"}
+    about["recipe"]["net"]["pretrained"] = "weights/resnet.pth"
+    run.write_json("recipe.json", about)
+    history = History(run.path / "history.jsonl")
+    history.add("data", tiles=9, patches=5, positive=3, negative=2, drawn=["t<1>", "t2"])
+    history.close()
+    text = page_of(run).text
+    assert "7 tiles without labels, and from the drawn masks of 2 tiles (t<1>, t2)." in text
+    assert "No other drawn mask was read in training. The encoder began from the weights of weights/resnet.pth." in text
 
 
 def test_a_real_run_is_reported_and_scored(finished, tiny, drawn_once, tmp_path, capsys):
