@@ -12,7 +12,7 @@ from hovernet_cyclic.training.history import History, count_data, last_of, losse
 def test_what_is_added_is_read_back_in_order(tmp_path):
     path = tmp_path / "new" / "history.jsonl"
     history = History(path)
-    history.add("start", time=1, command=["run_train.py", "--data_dir=<ä&\"'>"])
+    history.add("start", time=1, command=["run_train.py", "--data_dir=<ä&\"'>"], device="one CPU")
     history.add("loss", stage="s", curves="back_end", step=3, parts={"np_bce": 0.1 + 0.2, "np_dice": float("nan")})
     history.close()
     start, loss = read_history(path)
@@ -40,9 +40,9 @@ def test_a_torn_last_line_costs_that_line_alone(tmp_path):
 
 def test_lines_of_another_kind_are_no_events(tmp_path):
     path = tmp_path / "history.jsonl"
-    path.write_bytes(
-        b'[1]\n{"kind": 3}\n{"kind": "stage"}\n{"kind": "loss", "step": 1}\n\xff\xfe\n\n{"kind": "data", "tiles": 1}\n{"kind": "data", "tiles": 2}\n'
-    )
+    lines = ["[1]", '{"kind": 3}', '{"kind": "stage"}', '{"kind": "loss", "step": 1}', "\udcff", ""]
+    lines += ['{"kind": "data", "tiles": 1}', '{"kind": "data", "tiles": 2}']
+    path.write_text("\n".join(lines), errors="surrogateescape")
     events = read_history(path)
     assert (
         len(events) == 2 and last_of(events, "data") == {"kind": "data", "tiles": 2} and last_of(events, "start") == {}
