@@ -141,17 +141,12 @@ def cycles_section(facts: RunFacts) -> list[Element]:
         "it is: how many per mm² are found where people saw nuclei, less how many where they saw none. A cycle that "
         f"scores below the best so far is undone. The marked row is {'the product' if facts.finished else 'the best'}."
     )
-    head = node("h2", "Cycles")
+    head = node("h2", "Training" if facts.supervision == "masks" else "Cycles")
     return [
         head,
         *([] if facts.supervision == "masks" else [node("p", explained)]),
-        table_of(columns, rows, numbers, chosen),
+        table([name for name, _, _ in columns], rows, numbers, chosen),
     ]
-
-
-def table_of(columns: list[Any], rows: list[Any], numbers: list[int], chosen: list[int]) -> Element:
-    """A table under the names of its columns."""
-    return table([name for name, _, _ in columns], rows, numbers, chosen)
 
 
 def _cycle_columns(facts: RunFacts) -> list[tuple[str, Callable[[Row], Child], bool]]:
@@ -166,7 +161,6 @@ def _cycle_columns(facts: RunFacts) -> list[tuple[str, Callable[[Row], Child], b
     return [
         ("Cycle", lambda row: str(row["cycle"]), True),
         ("Outcome", _outcome, False),
-        ("Why", lambda row: node("td", _reason(row), class_="words"), False),
         ("Score", lambda row: number(row.get("surplus")), True),
         ("Found per mm²", lambda row: number(row.get("found")), True),
         ("False per mm²", lambda row: number(row.get("false")), True),
@@ -175,6 +169,7 @@ def _cycle_columns(facts: RunFacts) -> list[tuple[str, Callable[[Row], Child], b
         ("Held-out patches right", lambda row: percent(accuracy(row)), True),
         ("Steps", lambda row: number(row.get("steps")), True),
         ("Minutes", lambda row: number(row["seconds"] / 60, 1) if row.get("seconds") else None, True),
+        ("Why", lambda row: node("td", _reason(row), class_="words"), False),
     ]
 
 

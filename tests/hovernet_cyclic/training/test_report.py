@@ -188,6 +188,19 @@ def test_rows_that_know_little_do(run):
     page_of(run)
 
 
+def test_a_resumed_run_tells_each_start_and_no_step_twice(run):
+    before = write_report(run).read_text()
+    history = History(run.path / "history.jsonl")
+    history.add("start", time=1_700_090_000, command=["run_train.py", "--resume"], device="two GPUs")
+    for step in range(50, 100):
+        history.add("loss", stage="cycle 2 front end", curves="front_end", step=step, parts={"patch": 0.25})
+    history.close()
+    text = page_of(run).text
+    assert "Begun 2023-11-14 22:13 UTC" in text and "Resumed 2023-11-15 23:13 UTC" in text
+    assert "python run_train.py --resume on two GPUs" in text and "(is the patch labelled right), 0.25 at" in text
+    assert before.count('class="axis"') == (run.path / "report.html").read_text().count('class="axis"')
+
+
 def test_names_are_shown_as_they_are_and_never_as_html(run, tmp_path):
     about = run.read_json("recipe.json", {})
     nasty = {**about, "data_dir": NASTY, "command": [NASTY, f"--log_dir={NASTY}"]}
