@@ -102,7 +102,7 @@ def chosen_recipe(arguments: Mapping[str, Any]) -> TrainRecipe:
 def train(arguments: Mapping[str, Any], recipe: TrainRecipe) -> int:
     """Open the data, train, and score in a process of its own."""
     from dataloader.datasets import open_source
-    from hovernet_cyclic.training.evaluate import score_in_own_process
+    from hovernet_cyclic.training.evaluate import score_in_own_process, show_in_own_process
     from hovernet_cyclic.training.report import REPORT_FILE, report_run
     from hovernet_cyclic.training.run_dir import RunDir, describe_run
     from models.devices import choose_device
@@ -120,6 +120,7 @@ def train(arguments: Mapping[str, Any], recipe: TrainRecipe) -> int:
     wanted = not arguments["--no_scores"] and (splits.valid or splits.test)
     scored = not wanted or score_in_own_process(run, arguments["--data_dir"], str(device.torch_device))
     if wanted and scored:
+        show_in_own_process(run, arguments["--data_dir"], str(device.torch_device))
         report_run(run, print)
     print(f"The report: {run.path / REPORT_FILE}")
     return 0 if scored else 1

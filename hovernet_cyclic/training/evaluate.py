@@ -60,7 +60,6 @@ def score_run(log_dir: str, data_dir: str, device: str) -> None:
     if rows:
         run.write_json("scores.json", rows)
         print(score_table(rows))
-        show_scored(log_dir, data_dir, device)
 
 
 def show_scored(log_dir: str, data_dir: str, device: str) -> None:
@@ -117,3 +116,19 @@ def _score_apart(log_dir: str, data_dir: str, device: str) -> None:
         sys.exit(f"The run is trained but not scored: {error}")
     except KeyboardInterrupt:
         sys.exit(130)  # the parent is interrupted too, and says so
+
+
+def show_in_own_process(run: RunDir, data_dir: str, device: str) -> None:
+    """Run `show_scored` apart from the process that trained. Pictures that cannot be made are told in a line."""
+    process = multiprocessing.get_context("spawn").Process(target=_show_apart, args=(str(run.path), data_dir, device))
+    process.start()
+    process.join()
+
+
+def _show_apart(log_dir: str, data_dir: str, device: str) -> None:
+    try:
+        show_scored(log_dir, data_dir, device)
+    except (HoverNetCyclicError, OSError) as error:
+        sys.exit(f"The scored tiles are not in the report: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)  # as above

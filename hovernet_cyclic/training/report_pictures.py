@@ -131,7 +131,7 @@ def scores_section(facts: RunFacts) -> list[Element]:
     tiles = [row for split, arms in splits.items() for row in ranked(split, arms.get(product, {}).get("tiles", {}))]
     if not tiles:
         return parts
-    told = [[row["split"], RANKS[row["which"]], row["tile_id"], *_numbers(row["scores"])] for row in tiles]
+    told = [[row["split"], row["which"], row["tile_id"], *_numbers(row["scores"])] for row in tiles]
     heads[1:2] = ["By AJI", "Tile"]
     return [*parts, node("h3", "Tiles"), table(heads, told, range(3, len(heads))), *_scored(facts)]
 

@@ -16,7 +16,7 @@ import run_train
 from dataloader.images import write_png
 from hovernet_cyclic.core.errors import RecipeError
 from hovernet_cyclic.training import report
-from hovernet_cyclic.training.evaluate import score_run
+from hovernet_cyclic.training.evaluate import score_run, show_scored
 from hovernet_cyclic.training.gallery import boxes, sheet
 from hovernet_cyclic.training.history import History
 from hovernet_cyclic.training.report import report_run, write_report
@@ -292,6 +292,7 @@ def test_a_real_run_is_reported_and_scored(finished, tiny, drawn_once, tmp_path,
     run = RunDir(shutil.copytree(finished.path, tmp_path / "run"))
     describe_run(run, tiny(config.folder()), str(drawn_once))
     score_run(str(run.path), str(drawn_once), "cpu")
+    show_scored(str(run.path), str(drawn_once), "cpu")
     capsys.readouterr()
     assert run_train.main(["--report", f"--log_dir={run.path}"]) == 0
     assert capsys.readouterr().out == f"The report: {run.path / 'report.html'}\n"
