@@ -20,14 +20,15 @@ Options:
   --no_scores        Do not score the finished run, even where the data has drawn masks to score against.
   --view=<split>     Write a sheet of what training or scoring would be given, and stop: train or valid. It is opened
                      where there is a screen.
-  --report           Write LOG_DIR/report.html anew of what the run in --log_dir has left so far, and stop.
+  --report           Write LOG_DIR/report.html anew of what the run in --log_dir has left so far, and stop. It is
+                     opened where there is a screen.
   --check_data       Read all images and drawn masks once, say what is there and what is wrong with it, and stop.
 
 The product is LOG_DIR/net.tar, which run_infer.py takes as --model_path; LOG_DIR/report.html shows how it came about,
-from the first cycle on. Drawn masks, where there are any, are opened
-after training only, to report scores, unless the recipe's supervision says that it learns from them. Of what trains
-nothing, --view=valid and --check_data open them too. Exit code: 0 done, 1 trained but not scored, or --check_data found
-splits that share a picture, labels that contradict each other or files that cannot be read, 2 bad input.
+from the first finished cycle on. Drawn masks, where there are any, are opened after training only, to report scores,
+unless the recipe's supervision says that it learns from them. Of what trains nothing, --view=valid and --check_data
+open them too. Exit code: 0 done, 1 trained but not scored, or --check_data found splits that share a picture, labels
+that contradict each other or files that cannot be read, 2 bad input.
 """
 
 from __future__ import annotations
