@@ -1,5 +1,6 @@
 """What a person sees of a stage."""
 
+import re
 import sys
 
 import pytest
@@ -85,6 +86,7 @@ def test_a_terminal_is_never_written_over_its_edge(width, monkeypatch):
     line.close()
     drawn = [part for part in terminal.written.split("\r") if "50%" in part]
     assert drawn and all(len(part) <= width for part in drawn)
+    assert re.search(r"% \|[^|]{3,}\| ", drawn[-1]) and not drawn[-1].rstrip().endswith(","), "nothing is cut in two"
     all_four = ["loss 1.000", "16 images/s", "0.5 s left", "GiB"]
     wanted = {40: [], 80: all_four, 120: [*all_four, "step 2/4", "waited"]}[width]
     assert all(word in drawn[-1] for word in ["cycle 1 back end 1/2", *wanted])
