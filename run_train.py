@@ -117,7 +117,11 @@ def train(arguments: Mapping[str, Any], recipe: TrainRecipe) -> int:
     run = RunDir.open(recipe.log_dir, arguments["--resume"])
     describe_run(run, recipe, arguments["--data_dir"])
     print(f"{recipe.name}: {content}{encoder}")
-    print(f"The network: {start(run, device)}")
+    try:
+        print(f"The network: {start(run, device)}")
+    except HoverNetCyclicError:
+        report_run(run, print)  # what went before the fault is there to be looked at
+        raise
     wanted = not arguments["--no_scores"] and (splits.valid or splits.test)
     scored = not wanted or score_in_own_process(run, arguments["--data_dir"], str(device.torch_device))
     if wanted and scored:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
@@ -38,7 +37,8 @@ GALLERY_WORDS = (
 
 def gallery_section(facts: RunFacts) -> list[Element]:
     """What each cycle saw, believed and learnt, for a few tiles; the product's cycle is open."""
-    there = [row for row in facts.cycles if _sheet(facts, row["cycle"]) is not None]
+    rows = {row["cycle"]: row for row in facts.cycles}
+    there = [rows.get(cycle, {"cycle": cycle, "reason": "not finished"}) for cycle in _drawn_cycles(facts)]
     shown = [row for row in there if row is facts.best or row in there[-MOST_GALLERIES:]]
     if not shown:
         return []
@@ -49,9 +49,10 @@ def gallery_section(facts: RunFacts) -> list[Element]:
     return [node("h2", "What each cycle saw, believed and learnt"), *words, *left, *cycles]
 
 
-def _sheet(facts: RunFacts, cycle: int) -> Path | None:
-    path = facts.run.path / f"cycle_{cycle}" / "gallery.png"
-    return path if path.is_file() else None
+def _drawn_cycles(facts: RunFacts) -> list[int]:
+    """The cycles that left a sheet, whether they came to their end or not."""
+    folders = (path.parent.name.removeprefix("cycle_") for path in facts.run.path.glob("cycle_*/gallery.png"))
+    return sorted(int(number) for number in folders if number.isdecimal())
 
 
 def _cycle(facts: RunFacts, row: Row, budget: int) -> Element:
