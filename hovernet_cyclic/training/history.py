@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,7 +23,6 @@ from typing import Any, TextIO
 from hovernet_cyclic.core.types import TileSource
 
 HISTORY_FILE = "history.jsonl"
-FLUSH_SECONDS = 5.0
 
 NEEDED = {
     "start": {"time", "command", "device"},
@@ -44,7 +42,6 @@ class History:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._stream: TextIO | None = None
-        self._flushed = 0.0
         self.fault = ""
 
     def add(self, kind: str, **facts: Any) -> None:
@@ -54,36 +51,25 @@ class History:
         try:
             stream = self._stream or self._open(self._path)
             stream.write(json.dumps(_plain({"kind": kind, **facts}), allow_nan=False) + "\n")
-            # losses come many times a second, all else is rare and wanted at once
-            if kind != "loss" or time.monotonic() - self._flushed > FLUSH_SECONDS:
-                stream.flush()
-                self._flushed = time.monotonic()
         except OSError as error:
             self.fault = f"{self._path}: cannot be written ({error.strerror}): the report will lack what comes now."
 
     def _open(self, path: Path) -> TextIO:
         path.parent.mkdir(parents=True, exist_ok=True)
         torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-        self._stream = stream = path.open("a", encoding="utf-8")
+        self._stream = stream = path.open("a", encoding="utf-8", buffering=1)  # a killed process has told all
         if torn:
             stream.write("\n")
         return stream
 
-    def flush(self) -> None:
-        """Let others read what was added so far."""
-        self._end_with("flush")
-
     def close(self) -> None:
         """End the record; `add` would go on with it."""
-        self._end_with("close")
-        self._stream = None
-
-    def _end_with(self, call: str) -> None:
         try:
             if self._stream is not None:
-                getattr(self._stream, call)()
+                self._stream.close()
         except OSError as error:
             self.fault = self.fault or f"{self._path}: cannot be written ({error.strerror})."
+        self._stream = None
 
 
 def read_history(path: Path) -> list[Event]:

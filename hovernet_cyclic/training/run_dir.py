@@ -230,7 +230,6 @@ class StageLog:
 
     def flush(self) -> None:
         """Write what is still held back, so that others can read it."""
-        self._history.flush()
         self._writer.flush()
 
     def say(self, line: str) -> None:

@@ -14,8 +14,8 @@ def test_what_is_added_is_read_back_in_order(tmp_path):
     history = History(path)
     history.add("start", time=1, command=["run_train.py", "--data_dir=<ä&\"'>"], device="one CPU")
     history.add("loss", stage="s", curves="back_end", step=3, parts={"np_bce": 0.1 + 0.2, "np_dice": float("nan")})
+    start, loss = read_history(path)  # before it is closed: another process may read, and this one be killed
     history.close()
-    start, loss = read_history(path)
     assert start["command"][1] == "--data_dir=<ä&\"'>"
     assert loss["parts"] == {"np_bce": 0.1 + 0.2, "np_dice": None}, "no digit is lost, and nan is unknown"
     for line in path.read_text().splitlines():
@@ -55,7 +55,6 @@ def test_a_full_disk_ends_the_record_and_not_the_run():
     history = History(Path("/dev/full"))
     history.add("data", tiles=1)
     history.add("data", tiles=2)
-    history.flush()
     history.close()
     assert history.fault.startswith("/dev/full: cannot be written (No space left on device)")
 
@@ -63,7 +62,6 @@ def test_a_full_disk_ends_the_record_and_not_the_run():
 def test_a_process_that_writes_nothing_leaves_nothing():
     history = History(None)
     history.add("data", tiles=1)
-    history.flush()
     history.close()
     assert history.fault == ""
 
