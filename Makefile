@@ -49,6 +49,7 @@ demo: $(RUNTIME)
 	@echo
 	@echo "Look at:"
 	@echo "  $(DEMO)/pred/overlay/             the test images with each nucleus outlined"
+	@echo "  $(DEMO)/run/report.html           what the network learnt from, what came of it and why"
 	@echo "  $(DEMO)/run/cycle_*/gallery.png   what each cycle saw, believed and learnt"
 	@echo "  $(DEMO)/scores.json               the table above; the network learnt without any drawn mask"
 

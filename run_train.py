@@ -22,13 +22,16 @@ Options:
   --no_scores        Do not score the finished run, even where the data has drawn masks to score against.
   --view=<split>     Write a sheet of what training or scoring would be given, and stop: train or valid. It is opened
                      where there is a screen.
+  --report           Write LOG_DIR/report.html anew of what the run in --log_dir has left so far, and stop. It is
+                     opened where there is a screen.
   --check_data       Read all images and drawn masks once, say what is there and what is wrong with it, and stop.
 
-The product is LOG_DIR/net.tar, which run_infer.py takes as --model_path. Drawn masks, where there are any, are opened
-after training only, to report scores, unless the recipe's supervision says that it learns from them. Of what trains
-nothing, --view=valid and --check_data open them too. Exit code: 0 done, 1 trained but not scored, or --check_data found
-splits that share a picture, labels that contradict each other or files that cannot be read, 2 bad input. On SIGTERM, as
-clusters send it, a run saves its state, says with which command to go on, and ends with 0; on Ctrl-C it ends with 130.
+The product is LOG_DIR/net.tar, which run_infer.py takes as --model_path; LOG_DIR/report.html shows how it came about,
+from the first finished cycle on. Drawn masks, where there are any, are opened after training only, to report scores,
+unless the recipe's supervision says that it learns from them. Of what trains nothing, --view=valid and --check_data
+open them too. Exit code: 0 done, 1 trained but not scored, or --check_data found splits that share a picture, labels
+that contradict each other or files that cannot be read, 2 bad input. On SIGTERM, as clusters send it, a run saves its
+state, says with which command to go on, and ends with 0; on Ctrl-C it ends with 130.
 """
 
 from __future__ import annotations
@@ -98,10 +101,9 @@ def start(words: Sequence[str]) -> int:
 
     arguments = docopt(__doc__ or "", list(words), version=__version__)
     recipe = chosen_recipe(arguments)
-    if arguments["--check_data"] or arguments["--view"]:
-        if not leads():  # these are the work of one
-            return 0
-        return check(arguments, recipe) if arguments["--check_data"] else view(arguments, recipe)
+    for asked, answer in (("--check_data", check), ("--report", report), ("--view", view)):
+        if arguments[asked]:
+            return answer(arguments, recipe) if leads() else 0  # these are the work of one
     try:
         return train(arguments, recipe, words)
     except Preempted:
@@ -169,7 +171,8 @@ def until_preempted(
 def train_as(arguments: Mapping[str, Any], recipe: TrainRecipe, device: Device, ranks: Ranks) -> int:
     """Open the data, train as one of `ranks`, and score in a process of its own."""
     from hovernet_cyclic.training.devices import check_share, for_training
-    from hovernet_cyclic.training.evaluate import score_in_own_process
+    from hovernet_cyclic.training.evaluate import score_in_own_process, show_in_own_process
+    from hovernet_cyclic.training.report import REPORT_FILE, report_run
     from hovernet_cyclic.training.run_dir import RunDir, describe_run
 
     check_share(recipe, ranks)
@@ -183,12 +186,23 @@ def train_as(arguments: Mapping[str, Any], recipe: TrainRecipe, device: Device, 
         run = RunDir.open(recipe.log_dir, arguments["--resume"])
         describe_run(run, recipe, arguments["--data_dir"])
         print(f"{recipe.name}: {content}{encoder}")
-    net = start(run, for_training(device), ranks)
+    try:
+        net = start(run, for_training(device), ranks)
+    except HoverNetCyclicError:
+        if ranks.leads:
+            report_run(run, print)  # what went before the fault is there to be looked at
+        raise
+    wanted = not arguments["--no_scores"] and bool(splits.valid or splits.test)
+    where = str(device.torch_device)
     if ranks.leads:
         print(f"The network: {net}")
-    if arguments["--no_scores"] or not (splits.valid or splits.test):
-        return 0
-    return 0 if score_in_own_process(run, arguments["--data_dir"], str(device.torch_device), ranks) else 1
+    scored = not wanted or score_in_own_process(run, arguments["--data_dir"], where, ranks)
+    if ranks.leads:
+        if wanted and scored:
+            show_in_own_process(run, arguments["--data_dir"], where)
+            report_run(run, print)
+        print(f"The report: {run.path / REPORT_FILE}")
+    return 0 if scored else 1
 
 
 def open_in_turn(arguments: Mapping[str, Any], recipe: TrainRecipe, ranks: Ranks) -> DataSplits:
@@ -266,6 +280,17 @@ def view(arguments: Mapping[str, Any], recipe: TrainRecipe) -> int:
     splits = open_source(recipe.data, arguments["--data_dir"], with_patches=recipe.supervision != "masks")
     path = write_view(splits, split, recipe)
     print(f"The sheet: {path}")
+    open_on_screen(path)
+    return 0
+
+
+def report(arguments: Mapping[str, Any], recipe: TrainRecipe) -> int:
+    """Write the report of the run in the recipe's folder. Raises RecipeError where there is none."""
+    from hovernet_cyclic.training.report import write_report
+    from hovernet_cyclic.training.run_dir import RunDir
+
+    path = write_report(RunDir(recipe.log_dir))
+    print(f"The report: {path}")
     open_on_screen(path)
     return 0
 

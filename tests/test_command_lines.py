@@ -26,6 +26,7 @@ FROZEN = {
         "--resume",
         "--no_scores",
         "--view=<split>",
+        "--report",
         "--check_data",
     ],
     ("run_infer.py",): [

@@ -296,6 +296,9 @@ def test_a_run_on_masks_needs_no_patches_and_is_scored(masks_recipe, own_data, t
     out = capfd.readouterr().out
     assert "2 drawn tiles" in out and "valid" in out
     assert (tmp_path / "run" / "net.tar").exists() and (tmp_path / "run" / "scores.json").exists()
+    assert f"The report: {tmp_path / 'run' / 'report.html'}" in out
+    report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "valid: the only tile, valid_00" in report and "drawn masks of 2 tiles" in report
     assert run_train.main(["--recipe=drawn", *options, "--resume"]) == 0
 
 

@@ -27,11 +27,13 @@ from hovernet_cyclic.training.devices import seed_everything
 from hovernet_cyclic.training.front_end import patch_accuracy, read_activation, train_front_end
 from hovernet_cyclic.training.gallery import write_gallery
 from hovernet_cyclic.training.guards import collapse_of, count_masks
+from hovernet_cyclic.training.history import count_data
 from hovernet_cyclic.training.keeper import Keeper
 from hovernet_cyclic.training.networks import Networks
 from hovernet_cyclic.training.patch_score import PatchScore, score_on_patches
 from hovernet_cyclic.training.position import Position
 from hovernet_cyclic.training.pseudo_masks import TileCandidates, make_pseudo_masks, surest, tile_candidates
+from hovernet_cyclic.training.report import report_run
 from hovernet_cyclic.training.run_dir import RunDir, Stage, StageLog
 from hovernet_cyclic.training.signals import HeedfulSegmenter, StopRequest, stop_request
 from models.devices import Device
@@ -82,7 +84,10 @@ class Work:
     def activations(self) -> list[ActivationMap]:
         """Activation maps of this process's tiles, as the front end of the cycle left the classifier; read once."""
         if not self.maps:
-            self.maps = [self._activation(tile) for tile in self.own_tiles]
+            own = len(self.ranks.own(range(len(self.source.tile_ids))))
+            name = f"cycle {self.keeper.position.cycle} evidence"
+            tiles = self.log.steps(self.own_tiles, own, name, images=self.ranks.count)
+            self.maps = [self._activation(tile) for tile in tiles]
         return self.maps
 
     def _activation(self, tile: ImageTile) -> ActivationMap:
@@ -121,11 +126,17 @@ def run_cycles(
         work = Work(recipe, source, run, device, log, keeper, train, held, drawn or {}, ranks)
         match_pseudo_masks(work)
         keeper.clear_traces()
+        log.note("data", **count_data(source, train, held, work.drawn))
+        log.open(run, device)
         while keeper.position.cycle <= recipe.num_cycles:
             run_cycle(work, keeper.position.cycle)
+            if ranks.leads:
+                log.flush()
+                report_run(run, log.say)
         log.close()
         if ranks.leads:
             keeper.networks.save_net(run.net, recipe)
+            report_run(run, log.say)
         ranks.wait()
     return run.net
 
@@ -187,7 +198,9 @@ def teach_classifier(work: Work, cycle: int) -> None:
     sampler = PatchSampler(work.source, work.train_patches, settings.batch_size, work.recipe.seed)
     classifier = work.networks.classifier
     train_front_end(classifier, sampler, steps, settings, work.stage(f"cycle {cycle} front end"))
+    work.log.begin(f"cycle {cycle} held-out patches")
     accuracy = patch_accuracy(classifier, work.source, work.held_patches, work.device, work.ranks)
+    work.log.note("patches", cycle=cycle, accuracy=accuracy)
     if not np.isnan(accuracy):
         work.log.say(f"cycle {cycle}: the classifier is right on {accuracy:.1%} of the held-out patches (balanced)")
 
@@ -209,12 +222,14 @@ def label_tiles(work: Work, cycle: int, activations: list[ActivationMap], with_t
         for tile, activation in zip(work.own_tiles, activations, strict=True)
     )
     processes = min(work.ranks.cores, 1 + len(activations) // TILES_PER_PROCESS)
-    found = list(in_processes(jobs, processes, work.stop))
+    cut = in_processes(jobs, processes, work.stop)
+    found = list(work.log.steps(cut, len(activations), f"cycle {cycle} pseudo masks", images=work.ranks.count))
     trust_above = recipe.pseudo_masks.trust_later if with_teacher else recipe.pseudo_masks.trust_above
     masks = make_pseudo_masks(found, cycle, recipe.data.mpp, trust_above, recipe.pseudo_masks, work.ranks)
     save_pseudo_masks(work.run.pseudo_masks(cycle), masks)
     counts = work.ranks.gather([(len(mask.confidence), float(mask.trusted.mean())) for mask in masks])
     nuclei, trusted = sum(count for count, _ in counts), float(np.mean([share for _, share in counts]))
+    work.log.note("labels", cycle=cycle, tiles=len(counts), nuclei=nuclei, taught=trusted)
     work.log.say(f"cycle {cycle}: {nuclei} trusted nuclei on {len(counts)} tiles, {trusted:.0%} of the pixels taught")
 
 
@@ -254,8 +269,8 @@ def give_up_cycle(work: Work, cycle: int, collapse: str) -> None:
     show_cycle(work, cycle, work.activations)
     if work.networks.best is None:
         raise TrainingError(
-            f"{work.run.cycle(cycle) / 'gallery.png'}: the first pseudo masks are nothing to learn from ({collapse}): look "
-            "at them there, and check data.mpp and the labels of the patches (--view=train shows some)."
+            f"{work.run.cycle(cycle) / 'gallery.png'}: the first pseudo masks are nothing to learn from ({collapse}): "
+            "look at them there, and check data.mpp and the labels of the patches (--view=train shows some)."
         )
     work.networks.roll_back(cycle)
     best = work.networks.best_cycle
@@ -287,7 +302,8 @@ def show_cycle(work: Work, cycle: int, activations: list[ActivationMap]) -> None
     activations = work.ranks.gather_to_lead(activations)
     if not work.ranks.leads:
         return
-    write_gallery(
+    work.log.begin(f"cycle {cycle} pictures")
+    gallery = write_gallery(
         work.run.cycle(cycle) / "gallery.png",
         work.tiles,
         activations,
@@ -295,6 +311,8 @@ def show_cycle(work: Work, cycle: int, activations: list[ActivationMap]) -> None
         work.segmenter(),
         work.recipe.smallest_area,
     )
+    work.run.write_json(f"cycle_{cycle}/gallery.json", gallery.rows)
+    work.log.picture(cycle, gallery.page)
 
 
 def judge_cycle(work: Work, cycle: int) -> None:
@@ -303,6 +321,7 @@ def judge_cycle(work: Work, cycle: int) -> None:
     If it is kept, the classifier begins the next one with the teacher's encoder.
     """
     networks, recipe = work.networks, work.recipe
+    work.log.begin(f"cycle {cycle} score")
     score = score_on_patches(work.segmenter(), work.source, work.held_patches, recipe, work.ranks)
     if work.ranks.leads:
         networks.save_net(work.run.cycle(cycle) / "net.tar", recipe)
@@ -324,5 +343,6 @@ def write_row(work: Work, score: PatchScore, cycle: int, kept: bool, reason: str
             "reason": reason,
         }
         work.run.write_json("cycles.json", [*rows, {**row, "seconds": round(work.keeper.cycle_seconds, 1)}])
+        work.log.scores(cycle, row)
     work.log.say(f"cycle {cycle}: {reason}")
     work.keeper.arrive(Position(cycle + 1))

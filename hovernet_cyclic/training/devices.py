@@ -1,8 +1,9 @@
-"""What a run takes of a machine, and its seeds. The device it runs on is models/devices.py's."""
+"""What a run takes of a machine, in words too, and its seeds. How a device is chosen is models/devices.py's."""
 
 from __future__ import annotations
 
 import dataclasses
+import platform
 import random
 
 import numpy as np
@@ -50,3 +51,11 @@ def check_share(recipe: TrainRecipe, ranks: Ranks) -> None:
             f"{ranks.count} processes train together, but {name} is {least}: a batch is dealt out row by row, so use "
             f"at most {least} devices, or give a larger batch."
         )
+
+
+def describe_device(device: Device) -> str:
+    """Such as 'NVIDIA H100 (cuda:0), bfloat16' or 'x86_64 CPU with 2 threads, float32'."""
+    precision = str(device.dtype).removeprefix("torch.")
+    if device.torch_device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device.torch_device)} ({device.torch_device}), {precision}"
+    return f"{platform.machine()} CPU with {torch.get_num_threads()} threads, {precision}"

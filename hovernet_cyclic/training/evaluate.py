@@ -7,6 +7,7 @@ recipe opens no label file at all.
 from __future__ import annotations
 
 import multiprocessing
+import re
 import signal
 import sys
 from multiprocessing.connection import Connection
@@ -16,11 +17,14 @@ from typing import Any
 import numpy as np
 
 from dataloader.datasets import open_source
+from dataloader.images import write_png
 from hovernet_cyclic.core.comparison import SCORE_NAMES, score_pairs
 from hovernet_cyclic.core.errors import HoverNetCyclicError
 from hovernet_cyclic.core.settings import TrainRecipe
 from hovernet_cyclic.core.types import AnnotatedSource, Annotation, Segmenter
+from hovernet_cyclic.training.gallery import boxes, compared, sheet
 from hovernet_cyclic.training.run_dir import RunDir
+from hovernet_cyclic.training.run_facts import RunFacts, ranked
 from hovernet_cyclic.training.signals import stop_request
 from infer.base import NetworkSegmenter
 from models.checkpoint import load_network
@@ -70,9 +74,7 @@ def _score_nets(log_dir: str, data_dir: str, device: str, ranks: Ranks) -> Share
         assert loaded.recipe is not None, "cycle_*/net.tar is written with its recipe"
         recipe = TrainRecipe.from_dict(loaded.recipe)
         segmenter = NetworkSegmenter(loaded.net, loaded.mode, device)
-        splits = open_source(recipe.data, data_dir, with_patches=False)
-        sources = {**({"valid": splits.valid} if splits.valid else {}), **splits.test}
-        for name, source in sources.items():
+        for name, source in scored_sources(recipe, data_dir).items():
             shares[name, f"cycle {cycle}"] = _score_tiles(segmenter, source, recipe, ranks)
     return shares
 
@@ -85,6 +87,35 @@ def _report(run: RunDir, shares: list[Shares]) -> None:
     if rows:
         run.write_json("scores.json", rows)
         print(score_table(rows))
+
+
+def show_scored(log_dir: str, data_dir: str, device: str) -> None:
+    """Of the product's cycle, leave pictures of the best, the median and the worst tile of each split in scored/."""
+    run = RunDir(log_dir)
+    facts = RunFacts.read(run)
+    path = run.cycle(facts.best["cycle"]) / "net.tar" if facts.best else run.net
+    loaded = load_network(path)
+    recipe = TrainRecipe.from_dict(loaded.recipe or {})
+    segmenter = NetworkSegmenter(loaded.net, loaded.mode, device)
+    rows = []
+    for split, source in scored_sources(recipe, data_dir).items():
+        scores = facts.scores.get(split, {}).get(f"cycle {facts.best.get('cycle')}", {})
+        for row in ranked(split, scores.get("tiles", {})):
+            place = list(source.tile_ids).index(row["tile_id"])
+            image = source.read_tile(place).image
+            found = segment(segmenter.raw_maps(image), recipe.net.post_proc, recipe.smallest_area)
+            pictures = compared(image, source.annotation(place).inst_map, found)
+            name = re.sub(r"\W", "_", f"{split}_{row['which']}") + ".png"
+            write_png(run.path / "scored" / name, sheet([pictures]))
+            rows.append({**row, "file": name, "boxes": boxes([pictures])[0]})
+    if rows:
+        run.write_json("scored/index.json", rows)
+
+
+def scored_sources(recipe: TrainRecipe, data_dir: str) -> dict[str, AnnotatedSource]:
+    """The annotated splits of the data that no run learns from."""
+    splits = open_source(recipe.data, data_dir, with_patches=False)
+    return {**({"valid": splits.valid} if splits.valid else {}), **splits.test}
 
 
 def score_table(rows: dict[str, Any]) -> str:
@@ -140,3 +171,23 @@ def _score_apart(answer: Connection, log_dir: str, data_dir: str, device: str, r
         answer.send(str(error))
     except KeyboardInterrupt:
         sys.exit(130)  # the parent is interrupted too, and says so
+
+
+def show_in_own_process(run: RunDir, data_dir: str, device: str) -> None:
+    """Run `show_scored` apart from the process that trained. Pictures that cannot be made are told in a line."""
+    process = multiprocessing.get_context("spawn").Process(target=_show_apart, args=(str(run.path), data_dir, device))
+    process.start()
+    try:
+        process.join()
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _show_apart(log_dir: str, data_dir: str, device: str) -> None:
+    try:
+        show_scored(log_dir, data_dir, device)
+    except (HoverNetCyclicError, OSError) as error:
+        sys.exit(f"The scored tiles are not in the report: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)  # as above

@@ -1,14 +1,17 @@
 """Names and writes everything in a run's folder.
 
 LOG_DIR/
+  report.html             all that follows in one page to look at, made anew after each cycle
   recipe.json             the recipe, the command and the versions
-  tensorboard/            loss curves
-  cycle_1/, cycle_2/ ...  pseudo_masks/*.npz, gallery.png, net.tar
+  history.jsonl           losses, stages and counts as they came, a line each (see history.py)
+  tensorboard/            loss curves, pictures and scores of each cycle
+  cycle_1/, cycle_2/ ...  pseudo_masks/*.npz, gallery.png and its gallery.json, net.tar
   cycles.json             a row a cycle: the mask-free score, kept or rolled back and why, seconds
   state.tar               where a resumed run goes on; state.previous.tar is the one before it
   net.tar                 the product: teacher weights and recipe
   bad_batch.npz           what training went astray on, if it did
   scores.json             what `evaluate` found afterwards, where there are drawn masks
+  scored/                 the best, the median and the worst tile of each split, with index.json
 """
 
 from __future__ import annotations
@@ -17,22 +20,26 @@ import json
 import math
 import platform
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from hovernet_cyclic import __version__
 from hovernet_cyclic.core.errors import RecipeError
 from hovernet_cyclic.core.settings import TrainRecipe
+from hovernet_cyclic.core.types import UInt8Array
+from hovernet_cyclic.training.devices import describe_device
+from hovernet_cyclic.training.history import HISTORY_FILE, History
 from hovernet_cyclic.training.position import Unkept
+from hovernet_cyclic.training.progress import Meter, ProgressLine, say, say_spent
 from models.devices import Device
 from models.ranks import ALONE, Ranks
 
 RECIPE_FILE = "recipe.json"
+SHOWN_SECONDS = 1.0  # a part that took less is not worth a line
 
 
 class RunDir:
@@ -172,7 +179,7 @@ def describe_run(run: RunDir, recipe: TrainRecipe, data_dir: str) -> None:
 
 
 class StageLog:
-    """What a person sees of a stage: one progress line (loss, throughput, time left), and TensorBoard curves.
+    """What a person sees of a run: a progress line a stage, TensorBoard, and the history that the report is made of.
 
     Of several processes the first alone says and writes anything.
     """
@@ -181,45 +188,104 @@ class StageLog:
         from torch.utils.tensorboard import SummaryWriter  # half a second to import: only a training run pays it
 
         self._writer: Any = SummaryWriter(str(run.path / "tensorboard")) if ranks.leads else NoWriter()
+        self._history = History(run.path / HISTORY_FILE if ranks.leads else None)
         self._quiet = quiet or not ranks.leads
         self._ranks = ranks
+        self._part: Meter | None = None
+        self._meter: Meter | None = None
         self.losses: list[float] = []
 
     def stage(self, name: str, device: Device) -> Stage:
         """What a training loop is told of where it runs. name: such as 'cycle 1 back end'."""
         return Stage(name, device, self, self._ranks)
 
-    def steps(self, items: Iterator[Any], total: int, name: str, images: int) -> Iterator[Any]:
-        """Pass `items` on under a bar. name: such as 'cycle 1 back end'. images: seen per step."""
-        bar = tqdm(items, total=total, desc=name, unit="step", disable=self._quiet, mininterval=1.0, dynamic_ncols=True)
-        for item in bar:
-            yield item
-            rate = bar.format_dict.get("rate") or 0.0
-            bar.set_postfix_str(f"loss {self.losses[-1]:.3f}, {rate * images:.0f} images/s", refresh=False)
+    def begin(self, name: str) -> None:
+        """A part of the run begins that has no steps to show; it lasts until the next part or stage does."""
+        self._end_part()
+        self._part = Meter(name, total=0, images=0)
+
+    def steps(self, items: Iterable[Any], total: int, name: str, images: int) -> Iterator[Any]:
+        """Pass `items` on under a progress line. name: such as 'cycle 1 back end'. images: seen per step."""
+        self._end_part()
+        self._meter = meter = Meter(name, total, images)
+        line = ProgressLine(meter, self._quiet)
+        try:
+            for item in meter.timed(items):
+                yield item
+                meter.tick()
+                line.show()
+        except GeneratorExit:  # it was stopped on the way: the time was spent all the same
+            self._history.add("stage", **meter.spent().facts())
+            raise
+        finally:
+            line.close()
+        self._end(meter)
 
     def loss(self, stage: str, step: int, parts: dict[str, float]) -> None:
-        """Note the parts of the loss at a step of the whole run; their sum stands on the bar."""
+        """Note the parts of the loss at a step of the whole run; their sum stands on the progress line."""
         self.losses.append(sum(parts.values()))
+        if self._meter is not None:
+            self._meter.losses.append(self.losses[-1])
+        self._history.add(
+            "loss", stage=self._meter.name if self._meter else stage, curves=stage, step=step, parts=parts
+        )
         for name, value in parts.items():
             self._writer.add_scalar(f"{stage}/{name}", value, step)
 
-    def waited(self, stage: str, step: int, name: str, share: float) -> None:
+    def waited(self, stage: str, step: int, share: float) -> None:
         """Note which share of a stage's time the device waited for its batches. step: the stage's last."""
         self._writer.add_scalar(f"{stage}/waiting_for_data", share, step)
-        self.say(f"{name}: {share:.1%} of the time was spent waiting for data")
+
+    def note(self, kind: str, **facts: Any) -> None:
+        """Add a line to the history, see there."""
+        self._history.add(kind, **facts)
+
+    def open(self, run: RunDir, device: Device) -> None:
+        """A run begins, or goes on: note it, and give TensorBoard its recipe, command and versions as text."""
+        several = f", {self._ranks.count} processes" if self._ranks.count > 1 else ""
+        self._history.add("start", time=round(time.time()), command=sys.argv, device=describe_device(device) + several)
+        for name, value in run.read_json(RECIPE_FILE, {}).items():
+            text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
+            self._writer.add_text(name, "\n".join(f"    {line}" for line in text.splitlines()))
+
+    def picture(self, cycle: int, page: UInt8Array) -> None:
+        """Give TensorBoard the sheet of a cycle, uint8 (H, W, 3)."""
+        self._writer.add_image("cycle/image, evidence, pseudo mask, teacher", page, cycle, dataformats="HWC")
+
+    def scores(self, cycle: int, row: dict[str, Any]) -> None:
+        """A cycle is done: give TensorBoard the numbers of its row of cycles.json."""
+        self._end_part()
+        for name, value in row.items():
+            if isinstance(value, (bool, int, float)) and name != "cycle":
+                self._writer.add_scalar(f"cycle/{name}", float(value), cycle)
 
     def say(self, line: str) -> None:
-        """Print a line without tearing the bar."""
+        """Print a line without tearing the progress line."""
         if not self._quiet:
-            tqdm.write(line)
+            say(line)
 
     def flush(self) -> None:
         """Bring what was logged so far to the disk."""
         self._writer.flush()
 
     def close(self) -> None:
-        """Write what TensorBoard still holds back."""
+        """Write what is still held back."""
+        self._end_part()
+        self._history.close()
         self._writer.close()
+
+    def _end_part(self) -> None:
+        if self._part is not None:
+            self._end(self._part)
+        self._part = None
+
+    def _end(self, meter: Meter) -> None:
+        spent = meter.spent()
+        self._history.add("stage", **spent.facts())
+        if self._history.fault:
+            self.say(self._history.fault)
+        if not self._quiet and (spent.steps or spent.seconds >= SHOWN_SECONDS):
+            say_spent(spent)
 
 
 class NoWriter:

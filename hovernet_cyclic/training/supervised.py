@@ -18,6 +18,7 @@ from hovernet_cyclic.training.devices import seed_everything
 from hovernet_cyclic.training.drawn_tiles import drawn_tiles
 from hovernet_cyclic.training.keeper import Keeper
 from hovernet_cyclic.training.position import Position
+from hovernet_cyclic.training.report import report_run
 from hovernet_cyclic.training.run_dir import RunDir, StageLog
 from hovernet_cyclic.training.signals import stop_request
 from models.devices import Device
@@ -55,7 +56,8 @@ def run_supervised(
     TrainingError or CheckpointError for what cannot be used.
     """
     seed_everything(recipe.seed)
-    tiles = list(drawn_tiles(recipe, source).values())
+    drawn = drawn_tiles(recipe, source)
+    tiles = list(drawn.values())
     settings = dataclasses.replace(recipe.back_end, consistency_weight=0.0)  # there is nothing that is not trusted
     shapes = (input_shape(recipe.net.mode, settings.patch_shape), settings.patch_shape)
     sampler = TileSampler(tiles, (None, ()), shapes, settings, recipe.seed)
@@ -64,6 +66,8 @@ def run_supervised(
         keeper = Keeper.open(run, recipe, device, log, ranks)
         networks = keeper.networks
         keeper.clear_traces()
+        log.note("data", tiles=len(tiles), drawn=sorted(drawn))
+        log.open(run, device)
         if keeper.position.stage != "back_end":  # it begins, or was saved by a version that knew no positions
             keeper.position = phase_position(settings, networks.steps_done)
         while keeper.position.cycle == 1:
@@ -72,9 +76,13 @@ def run_supervised(
             stage = dataclasses.replace(log.stage(f"masks, {phase.name}", device), keeper=keeper)
             train_back_end(networks.student, networks.teacher, sampler, phase.steps, settings, stage)
             finish_phase(run, recipe, keeper, phase, ranks)
+            if ranks.leads:
+                log.flush()
+                report_run(run, log.say)
         log.close()
         if ranks.leads:
             networks.save_net(run.net, recipe)
+            report_run(run, log.say)
         ranks.wait()
     return run.net
 

@@ -193,9 +193,9 @@ def test_the_encoder_goes_round(drawn_once, tmp_path, train, finished, monkeypat
 
 def test_the_folder_of_a_run_is_as_described(finished):
     names = {str(path.relative_to(finished.path)) for path in finished.path.rglob("*") if path.is_file()}
-    expected = {"state.tar", "state.previous.tar", "net.tar", "cycles.json"}
+    expected = {"state.tar", "state.previous.tar", "net.tar", "cycles.json", "history.jsonl", "report.html"}
     for cycle in (1, 2):
-        expected |= {f"cycle_{cycle}/{name}" for name in ("net.tar", "gallery.png")}
+        expected |= {f"cycle_{cycle}/{name}" for name in ("net.tar", "gallery.png", "gallery.json")}
         expected |= {f"cycle_{cycle}/pseudo_masks/tile_0{i}.npz" for i in range(2)}
     curves = {name for name in names if name.startswith("tensorboard/")}
     assert len(curves) == 1 and names - curves == expected

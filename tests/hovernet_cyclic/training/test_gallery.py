@@ -7,11 +7,14 @@ from hovernet_cyclic.core.types import ActivationMap, ImageTile, PseudoMask, Raw
 from hovernet_cyclic.training.gallery import (
     CAPTION,
     CROP,
+    FALSE,
     GAP,
     LONGEST_CAPTION,
+    MISSED,
     MOST_ROWS,
     OUTLINE,
     captioned,
+    compared,
     heat,
     middle,
     outline,
@@ -40,6 +43,24 @@ def test_an_outline_is_drawn_on_the_rim_and_between_touching_nuclei():
     marked = np.all(drawn == OUTLINE, axis=-1)
     assert marked[5, 5:25].all() and marked[8, 14] and marked[8, 15]
     assert not marked[8, 10] and not marked[inst_map == 0].any()
+
+
+def test_nuclei_are_compared_on_the_whole_tile():
+    drawn, found = np.zeros((CROP + 100, 60), np.int32), np.zeros((CROP + 100, 60), np.int32)
+    drawn[80:90, 5:15] = found[80:90, 5:15] = 7
+    drawn[150:160, 5:15], found[200:210, 5:15] = 1, 2
+    # agreed on, though nearly all of it lies outside of what is shown
+    drawn[40:60, 30:40] = found[40:60, 30:40] = 4
+    found[55:60, 30:40] = 0
+    plain, truth, network = compared(grey(CROP + 100, 60), drawn, found)
+    assert plain.shape == truth.shape == network.shape == (CROP, 60, 3) and (plain == 100).all()
+
+    def colours(picture):
+        return {tuple(pixel) for pixel in picture.reshape(-1, 3).tolist()} - {(100, 100, 100)}
+
+    assert colours(truth) == {OUTLINE, MISSED} and colours(network) == {OUTLINE, FALSE}
+    assert tuple(truth[100, 5]) == MISSED and tuple(network[150, 5]) == FALSE and tuple(truth[30, 5]) == OUTLINE
+    assert tuple(truth[5, 30]) == OUTLINE
 
 
 def test_shade_greys_what_is_hidden_alone():
@@ -84,5 +105,7 @@ def test_a_gallery_shows_few_of_many_tiles(tmp_path):
     activations = [ActivationMap(t.tile_id, np.zeros((1, 24, 40), np.float32), np.ones(1, np.float32)) for t in tiles]
     empty = np.zeros((24, 40), np.int32)
     masks = [PseudoMask(t.tile_id, 1, empty, empty == 0, np.zeros(0, np.float32)) for t in tiles]
-    write_gallery(tmp_path / "new" / "gallery.png", iter(tiles), activations, masks, Blind(), 80)
+    gallery = write_gallery(tmp_path / "new" / "gallery.png", iter(tiles), activations, masks, Blind(), 80)
+    assert [row["tile_id"] for row in gallery.rows] == ["0", "4", "8", "11", "15", "19"]
+    assert gallery.rows[1]["boxes"][3] == (24 + GAP, 3 * (40 + GAP), 2 * 24 + GAP, 3 * (40 + GAP) + 40)
     assert read_rgb(tmp_path / "new" / "gallery.png").shape == (MOST_ROWS * (24 + GAP), 4 * (40 + GAP), 3)

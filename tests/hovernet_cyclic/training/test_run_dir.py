@@ -2,11 +2,13 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 
 import config
 from hovernet_cyclic.core.errors import RecipeError
+from hovernet_cyclic.training.history import read_history
 from hovernet_cyclic.training.run_dir import RunDir, StageLog, describe_run
 
 
@@ -73,6 +75,45 @@ def test_a_log_shows_stage_loss_and_throughput(tmp_path, cpu, capsys):
     printed = capsys.readouterr()
     assert "cycle 1 back end" in printed.err and "loss 0.250" in printed.err and "images/s" in printed.err
     assert "kept" in printed.out
+
+
+def test_an_interrupted_stage_is_time_spent_all_the_same(tmp_path, cpu, capsys):
+    log = StageLog(RunDir(tmp_path))
+    steps = log.stage("cycle 1 back end", cpu).steps(iter("abc"), 3, images=4)
+    next(steps), next(steps)
+    steps.close()
+    log.begin("cycle 1 score")
+    log.close()
+    stages = [event for event in read_history(tmp_path / "history.jsonl") if event["kind"] == "stage"]
+    assert [(stage["name"], stage["steps"]) for stage in stages] == [("cycle 1 back end", 1), ("cycle 1 score", 0)]
+    assert "cycle 1 back end" not in capsys.readouterr().err, "it is not done"
+
+
+def test_tensorboard_has_curves_pictures_scores_and_the_recipe(tmp_path, cpu):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = RunDir(tmp_path)
+    describe_run(run, config.folder(), "my data")
+    log = StageLog(run, quiet=True)
+    log.open(run, cpu)
+    page = np.random.default_rng(0).integers(0, 255, (30, 80, 3), np.uint8)
+    for cycle in (1, 2):
+        log.loss("back_end", cycle, {"np_bce": cycle / 4})
+        log.picture(cycle, page)
+        log.scores(cycle, {"cycle": cycle, "surplus": 10.0 * cycle, "kept": True, "reason": "kept: so"})
+    log.close()
+    read = event_accumulator.EventAccumulator(str(run.path / "tensorboard"), {"images": 0, "tensors": 0, "scalars": 0})
+    tags = read.Reload().Tags()
+    assert [(event.step, event.value) for event in read.Scalars("cycle/surplus")] == [(1, 10.0), (2, 20.0)]
+    assert [event.value for event in read.Scalars("cycle/kept")] == [1.0, 1.0]
+    assert [event.value for event in read.Scalars("back_end/np_bce")] == [0.25, 0.5]
+    (tag,) = tags["images"]
+    pictures = read.Images(tag)
+    assert [(picture.step, picture.height, picture.width) for picture in pictures] == [(1, 30, 80), (2, 30, 80)]
+    shown = cv2.imdecode(np.frombuffer(pictures[1].encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
+    np.testing.assert_array_equal(shown[..., ::-1], page)
+    text = {tag: read.Tensors(tag)[0].tensor_proto.string_val[0].decode() for tag in tags["tensors"]}
+    assert '"num_cycles": 2' in text["recipe/text_summary"] and "my data" in text["data_dir/text_summary"]
+    assert "torch" in text["versions/text_summary"] and text["command/text_summary"]
 
 
 def test_a_full_disk_leaves_a_folder_that_a_run_can_begin_in(tmp_path, monkeypatch):

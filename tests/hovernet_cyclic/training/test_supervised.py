@@ -63,7 +63,9 @@ def test_a_run_leaves_the_product_and_what_a_resumed_run_needs(run_masks, tmp_pa
     assert {name for name in names if "tensorboard" not in name} == {
         "cycle_1/net.tar",
         "cycles.json",
+        "history.jsonl",
         "net.tar",
+        "report.html",
         "state.tar",
         "state.previous.tar",
     }
