@@ -229,9 +229,10 @@ def give_up_cycle(work: Work, cycle: int, collapse: str) -> None:
     """Go back to the best cycle: there is nothing to learn from. Raises TrainingError where there is none yet."""
     show_cycle(work, cycle, work.activations)
     if work.networks.best is None:
+        picture = work.run.cycle(cycle) / "gallery.png"
         raise TrainingError(
-            f"{work.run.pseudo_masks(cycle)}: the first pseudo masks are nothing to learn from ({collapse}): look at "
-            "gallery.png beside them, and check data.mpp and the labels of the patches (--view=train shows some)."
+            f"{picture}: the first pseudo masks are nothing to learn from, {collapse}: look at them there, and check "
+            "data.mpp and the labels of the patches (--view=train shows some)."
         )
     work.networks.roll_back(cycle)
     best = work.networks.best_cycle
