@@ -8,12 +8,12 @@ under a name that other trainers use, or a plain one, with or without `module.` 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from models.hovernet.net_desc import HoVerNet
 FORMAT_VERSION = 2  # 1 knew no place within a cycle
 FORMAT_NAME = "hovernet-cyclic"
 PLAIN_TYPES = (Tensor, str, bytes, int, float, bool, type(None))
+_SEAL = b"sha256:"
+_SEAL_LENGTH = len(_SEAL) + 64
 # Where weights lie in a file: hover_net's entry, then those of Lightning and of common training loops.
 WEIGHT_ENTRIES = ("desc", "state_dict", "model_state_dict", "model", "net")
 # What DataParallel, torch.compile, and a network held by another module put before every name.
@@ -53,10 +55,9 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     content = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
     _check_plain(path, content, "checkpoint")
     try:
-        with partial.open("wb") as file:
+        with partial.open("wb+") as file:
             torch.save({"format": FORMAT_NAME, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())  # a name must not reach the disk before what it stands for
+            _seal(file)
         partial.replace(path)
     except (OSError, RuntimeError) as error:
         cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch hides the disk's own
@@ -85,21 +86,47 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     written by a newer version.
     """
     path = Path(path)
-    content = read_content(path)
     if not _is_whole(path):
         raise DamagedCheckpointError(f"{path}: this file cannot be loaded, it is damaged: copy or download it again.")
+    content = read_content(path)
     if content.get("format") != FORMAT_NAME:
         raise CheckpointError(f"{path}: this is not a checkpoint of hovernet-cyclic: give a .tar of one of its runs.")
     return _as_checkpoint(path, content)
 
 
+def _seal(file: BinaryIO) -> None:
+    """Write the SHA-256 of an archive that has just been written behind it, as its comment.
+
+    An archive has checksums of its own, but none of its directory, and torch.load asks for none of them.
+    """
+    file.seek(-2, os.SEEK_END)
+    file.write(_SEAL_LENGTH.to_bytes(2, "little"))  # of the comment, which the archive says where it ends
+    file.flush()
+    digest = _digest(file, file.tell())
+    file.write(_SEAL + digest)
+    file.flush()
+    os.fsync(file.fileno())  # a name must not reach the disk before what it stands for
+
+
 def _is_whole(path: Path) -> bool:
-    """Whether all parts of the archive have the checksum they were written with, which torch.load does not ask."""
+    """False where a file is not what its seal says; what has none is left to the reader."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except Exception:  # a damaged archive makes the reader fail in ways without number
-        return False
+        with path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END) - _SEAL_LENGTH
+            file.seek(max(0, end))
+            seal = file.read()
+            return not seal.startswith(_SEAL) or seal == _SEAL + _digest(file, end)
+    except OSError:
+        return True  # reading it says what is wrong
+
+
+def _digest(file: BinaryIO, end: int) -> bytes:
+    """Hexadecimal SHA-256 of the first `end` bytes; the file then stands there."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while chunk := file.read(min(2**20, end - file.tell())):
+        digest.update(chunk)
+    return digest.hexdigest().encode()
 
 
 def _as_checkpoint(path: Path, content: dict[str, Any]) -> Checkpoint:

@@ -56,7 +56,7 @@ def test_an_optimiser_comes_back(tmp_path, small):
 
 
 def test_any_bit_that_flips_is_found_or_changes_nothing(tmp_path):
-    """torch.load alone does not look at the checksums of what it reads."""
+    """torch.load alone looks at no checksum of what it reads."""
     path, rng = tmp_path / "state.tar", np.random.default_rng(0)
     weights = {"w": torch.arange(600.0), "b": torch.ones(3)}
     save_checkpoint(path, checkpoint(teacher=weights, position={"stage": "judge"}))
@@ -75,7 +75,7 @@ def test_any_bit_that_flips_is_found_or_changes_nothing(tmp_path):
     assert found > 200
 
 
-@pytest.mark.parametrize("keep", [0, 1, 100, -1, -100])
+@pytest.mark.parametrize("keep", [0, 1, 100, -80, -300])
 def test_a_checkpoint_that_was_cut_off_is_found(saved, keep):
     saved.write_bytes(saved.read_bytes()[:keep])
     with pytest.raises(DamagedCheckpointError, match=r"net\.tar"):

@@ -1,14 +1,24 @@
 """A request to stop is heard: at once, or where the run next can, and never lost."""
 
 import contextlib
+import dataclasses
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+import config
+from hovernet_cyclic.training.run_dir import RunDir
 from hovernet_cyclic.training.signals import HeedfulSegmenter, Preempted, StopRequest, listening, stop_request
 
+REPOSITORY = Path(__file__).parents[3]
+STOPPED = Path(__file__).with_name("stopped_runs.py")
 RAISED = {signal.SIGTERM: Preempted, signal.SIGINT: KeyboardInterrupt}
 
 
@@ -110,3 +120,24 @@ def test_a_segmenter_is_asked_nothing_more_once_the_run_is_to_stop():
         with pytest.raises(Preempted):
             segmenter.raw_maps("image")
     assert inner.asked == 1
+
+
+def test_a_cluster_that_ends_all_processes_of_a_run_is_told_how_to_go_on(drawn_once, tmp_path, tiny, finished, product):
+    """While processes make pseudo masks, and while one scores; then the run goes on as it was told, and is scored."""
+    log_dir, recipe = tmp_path / "run", dataclasses.replace(tiny(config.folder()), log_dir=str(tmp_path / "run"))
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe.to_dict()))
+    command = [sys.executable, str(STOPPED), str(drawn_once), str(log_dir), str(tmp_path / "recipe.json")]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (first, said), (second, said_then), (third, said_last) = json.loads(done.stdout.splitlines()[-1])
+    go_on = f"Stopped by SIGTERM. To go on: {sys.executable} {REPOSITORY / 'run_train.py'} --recipe=stopped"
+    for code, text in ((first, said), (second, said_then)):
+        assert code == 0 and "Traceback" not in text, text
+        last = text.splitlines()[-1]
+        assert last.startswith(go_on) and f"--log_dir={log_dir}" in last and last.count("--resume") == 1
+        assert last.endswith(" --resume")
+    assert "The network: " not in said and "The network: " in said_then
+    assert third == 0 and "cycle 2" in said_last and (log_dir / "scores.json").exists()
+    mine, theirs = product(RunDir(log_dir)), product(finished)
+    assert mine.keys() == theirs.keys() and all(np.array_equal(mine[name], theirs[name]) for name in mine)
