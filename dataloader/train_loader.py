@@ -62,7 +62,11 @@ class TileSampler:
         wanted = settings.annotated_per_batch if tiles else self._crops
         self._of_annotated = min(wanted, self._crops) if annotated else 0
         self._cutouts = cutouts
-        self._paste_share, self._most_pasted = settings.paste_share, settings.most_pasted
+        self._paste_share, self._most_pasted, self._pale_share = (
+            settings.paste_share,
+            settings.most_pasted,
+            settings.pale_share,
+        )
         self._seed = seed
 
     def batch(self, step: int, rows: Sequence[int] | None = None) -> TileBatch:
@@ -97,7 +101,7 @@ class TileSampler:
         """The tile, in `paste_share` of all cases with nuclei pasted on."""
         if rng.random() >= self._paste_share:
             return tile
-        return paste(tile, cutouts, int(rng.integers(1, self._most_pasted + 1)), rng)
+        return paste(tile, cutouts, int(rng.integers(1, self._most_pasted + 1)), rng, self._pale_share)
 
     def _window(self, tile: LabelledTile, rng: np.random.Generator) -> LabelledTile:
         top, left = (

@@ -24,6 +24,7 @@ READERS = (
     "npy_patches",
 )
 CAM_METHODS = ("evidence", "cam", "grad_cam", "layer_cam", "lrp")
+TO_STUDENT = ("each", "first", "none")
 POST_PROCS = ("local", "hovernet")
 
 SettingsT = TypeVar("SettingsT")
@@ -158,11 +159,12 @@ class PseudoMaskSettings:
     this are ignored too, with gaps of up to twice `close_um` between them, unless within `surround_um` of a trusted
     nucleus. inset_um: how far inside of its candidate's outline a nucleus is taught to end. teacher_weight: weight of
     the teacher's logit beside haematoxylin (in standard deviations of the tile) when candidates are cut again.
+    teacher_views: of how many views of a tile (turned, mirrored; 1 to 8) the teacher's opinion is the mean.
     """
 
     cam: str = "evidence"
-    trust_above: float = 0.60
-    trust_later: float = 0.50
+    trust_above: float = 0.75
+    trust_later: float = 0.60
     dismiss_below: float = 0.25
     dark_quantile: float = 0.60
     faint_evidence: float = -1.0
@@ -170,11 +172,13 @@ class PseudoMaskSettings:
     inset_um: float = 0.0
     surround_um: float = 0.75
     teacher_weight: float = 0.75
+    teacher_views: int = 4
 
     def __post_init__(self) -> None:
         _one_of("pseudo_masks.cam", self.cam, CAM_METHODS)
         for name in ("trust_above", "trust_later", "dismiss_below", "dark_quantile"):
             _in_unit(f"pseudo_masks.{name}", getattr(self, name))
+        _check(1 <= self.teacher_views <= 8, f"pseudo_masks.teacher_views is {self.teacher_views}: give 1 to 8.")
         lowest_trust = min(self.trust_above, self.trust_later)
         _check(self.dismiss_below <= lowest_trust, "pseudo_masks.dismiss_below is above the trust: lower it.")
 
@@ -187,7 +191,7 @@ class BackEndSettings:
     negatives_per_batch: of the batch, how many are made of negative patches, on which every pixel is background.
     consistency_weight: weight of the student's squared distance to the teacher on pixels that are not trusted.
     paste_share: share of the crops on which trusted nuclei of the same tile are pasted (see dataloader/copy_paste.py),
-    up to most_pasted of those ranked above paste_above.
+    up to most_pasted of those ranked above paste_above, and a pale_share of them with a pale inside.
     annotated_per_batch: of the batch, how many are crops of tiles with drawn masks, in a mixed run. frozen_steps: of a
     run on masks, how many steps leave the encoder as it is, before the others.
     """
@@ -202,16 +206,17 @@ class BackEndSettings:
     widen_rounds: int = 0
     hv_weight: float = 2.0
     consistency_weight: float = 0.1
-    paste_share: float = 0.5
-    most_pasted: int = 12
+    paste_share: float = 0.9
+    most_pasted: int = 24
     paste_above: float = 0.75
+    pale_share: float = 0.3
     annotated_per_batch: int = 1
     frozen_steps: int = 0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "learning_rate", "most_pasted"):
             _positive(f"back_end.{name}", getattr(self, name))
-        for name in ("ema_decay", "paste_share", "paste_above"):
+        for name in ("ema_decay", "paste_share", "paste_above", "pale_share"):
             _in_unit(f"back_end.{name}", getattr(self, name))
         _check(
             len(self.patch_shape) == 2 and min(self.patch_shape) > 0,
@@ -236,6 +241,8 @@ class BackEndSettings:
 class TrainRecipe:
     """Everything that decides a run but the folder of its data and the devices it runs on.
 
+    to_student: in which cycles the student is handed the classifier's encoder, see TO_STUDENT. to_classifier: whether
+    the classifier is handed the teacher's at the end of a cycle. Both make the round trip of the paper.
     supervision: 'image_level', 'mixed' (and a few tiles with drawn masks), or 'masks' (these alone: one cycle, and no
     front end).
     """
@@ -249,11 +256,14 @@ class TrainRecipe:
     back_end: BackEndSettings = field(default_factory=BackEndSettings)
     net: NetSettings = field(default_factory=NetSettings)
     num_cycles: int = 2
+    to_student: str = "each"
+    to_classifier: bool = True
     seed: int = 10
     log_dir: str = "logs"
 
     def __post_init__(self) -> None:
         _one_of("supervision", self.supervision, SUPERVISIONS)
+        _one_of("to_student", self.to_student, TO_STUDENT)
         _positive("num_cycles", self.num_cycles)
         _check(0 <= self.seed < 2**32, f"seed is {self.seed}: give a whole number from 0 to 2^32 - 1.")
         if self.supervision != "image_level":

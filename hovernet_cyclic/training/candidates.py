@@ -9,6 +9,7 @@ MICCAI 2012).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from hovernet_cyclic.core.settings import CandidateSettings
 from hovernet_cyclic.core.types import Float32Array, Int32Array, UInt8Array
 
 SAME_NUCLEUS = 0.6  # share of its area that a nucleus keeps while its outline moves inwards
+SAME_OUTLINE = 0.75  # intersection over union from which two regions show one nucleus, and differ in its outline alone
 
 
 @dataclass
@@ -80,12 +82,18 @@ def find_candidates(
     smooth = np.asarray(cv2.GaussianBlur(score, (0, 0), blur), np.float32)
     edges = smooth if second is None else np.asarray(cv2.GaussianBlur(second.stain, (0, 0), blur), np.float32)
     judge = _Judge(edges, evidence, mpp, settings)
-    low, high = np.quantile(smooth, [settings.lowest_quantile, settings.highest_quantile])
-    regions = _grow_tree(smooth, np.linspace(low, high, settings.levels), judge)
-    chosen = _without_nested([_sharpest(regions, i) for i in _choose(regions)], smooth.shape)
+    chosen = _best_regions(smooth, judge, settings)
     if second is not None:
         chosen = _exchange(judge.measure_all(second.proposed), chosen, smooth.shape)
+        chosen = outlined_by(_best_regions(edges, judge, settings), chosen, smooth.shape)
     return sorted(chosen, key=lambda candidate: candidate.quality)
+
+
+def _best_regions(smooth: Float32Array, judge: _Judge, settings: CandidateSettings) -> list[Candidate]:
+    """The best regions of a blurred map, each with the sharpest of its outlines, none within another."""
+    low, high = np.quantile(smooth, [settings.lowest_quantile, settings.highest_quantile])
+    regions = _grow_tree(smooth, np.linspace(low, high, settings.levels), judge)
+    return _without_nested([_sharpest(regions, i) for i in _choose(regions)], smooth.shape)
 
 
 class _Judge:
@@ -268,6 +276,32 @@ def _exchange(first: list[Candidate], second: list[Candidate], shape: tuple[int,
         owner[window][filled > 0] = number
         kept[number] = candidate
     return list(kept.values())
+
+
+def outlined_by(first: list[Candidate], chosen: list[Candidate], shape: tuple[int, ...]) -> list[Candidate]:
+    """`chosen`, with the outline of `first` where that shows the same nucleus, and smaller.
+
+    A network's outlines lie a little outside of those it was taught; taught in turn, they would grow from cycle to
+    cycle. first: regions that do not overlap, of the stain alone.
+    """
+    owner = np.full(shape, -1, np.int32)
+    areas = []
+    for number, candidate in enumerate(first):
+        window, filled = _filled(candidate)
+        owner[window][filled > 0] = number
+        areas.append(np.count_nonzero(filled))
+    return [_outlined(candidate, first, owner, areas) for candidate in chosen]
+
+
+def _outlined(candidate: Candidate, first: list[Candidate], owner: Int32Array, areas: list[int]) -> Candidate:
+    window, filled = _filled(candidate)
+    ids, shared = np.unique(owner[window][filled > 0], return_counts=True)
+    own = np.count_nonzero(filled)
+    for i, common in zip(ids.tolist(), shared.tolist(), strict=True):
+        if i >= 0 and areas[i] < own and common > SAME_OUTLINE * (own + areas[i] - common):
+            same = first[i]
+            return dataclasses.replace(candidate, contour=same.contour, area=same.area, solidity=same.solidity)
+    return candidate
 
 
 def _worthiest(candidates: list[Candidate]) -> list[Candidate]:

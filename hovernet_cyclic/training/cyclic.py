@@ -36,6 +36,7 @@ from hovernet_cyclic.training.pseudo_masks import TileCandidates, make_pseudo_ma
 from hovernet_cyclic.training.report import report_run
 from hovernet_cyclic.training.run_dir import RunDir, Stage, StageLog
 from hovernet_cyclic.training.signals import HeedfulSegmenter, StopRequest, stop_request
+from infer.views import MeanOfViews
 from models.devices import Device
 from models.encoder import copy_encoder
 from models.hovernet.net_desc import input_shape
@@ -177,7 +178,7 @@ def run_cycle(work: Work, cycle: int) -> None:
         keeper.arrive(Position(cycle, "pseudo_masks"))
     for part in range(keeper.position.part, work.recipe.back_end.widen_rounds + 1):
         if keeper.position.stage == "pseudo_masks":
-            if part == 0:
+            if part == 0 and hands_to_student(work.recipe, cycle):
                 copy_encoder(networks.classifier, networks.student)
             label_tiles(work, cycle, work.activations, with_teacher=cycle > 1 or part > 0)
             masks = stored_masks(work, cycle)
@@ -188,6 +189,11 @@ def run_cycle(work: Work, cycle: int) -> None:
         keeper.arrive(keeper.position.after_part(work.recipe.back_end.widen_rounds + 1))
     show_cycle(work, cycle, work.activations)
     judge_cycle(work, cycle)
+
+
+def hands_to_student(recipe: TrainRecipe, cycle: int) -> bool:
+    """Whether the student is handed the classifier's encoder in a cycle (1, 2, ...)."""
+    return recipe.to_student == "each" or (recipe.to_student == "first" and cycle == 1)
 
 
 def teach_classifier(work: Work, cycle: int) -> None:
@@ -211,7 +217,8 @@ def label_tiles(work: Work, cycle: int, activations: list[ActivationMap], with_t
     activations: of this process's own tiles, which it labels.
     """
     recipe = work.recipe
-    segmenter = work.networks.segmenter(recipe, work.device) if with_teacher else None
+    views, teacher = recipe.pseudo_masks.teacher_views, work.networks.segmenter(recipe, work.device)
+    segmenter = MeanOfViews(teacher, views) if with_teacher else None
     jobs = (
         delayed(tile_candidates)(
             tile,
@@ -316,7 +323,7 @@ def show_cycle(work: Work, cycle: int, activations: list[ActivationMap]) -> None
 
 
 def judge_cycle(work: Work, cycle: int) -> None:
-    """Keep the cycle if it does no worse on held-out patches than the best so far, else go back to that one.
+    """Keep the cycle unless it does clearly worse on held-out patches than the best so far; else go back.
 
     If it is kept, the classifier begins the next one with the teacher's encoder.
     """
@@ -325,7 +332,8 @@ def judge_cycle(work: Work, cycle: int) -> None:
     score = score_on_patches(work.segmenter(), work.source, work.held_patches, recipe, work.ranks)
     if work.ranks.leads:
         networks.save_net(work.run.cycle(cycle) / "net.tar", recipe)
-    copy_encoder(networks.teacher.module, networks.classifier)
+    if recipe.to_classifier:
+        copy_encoder(networks.teacher.module, networks.classifier)
     kept, reason = networks.keep_or_roll_back(cycle, score.surplus)
     write_row(work, score, cycle, kept, reason)
 

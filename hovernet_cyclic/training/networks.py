@@ -24,13 +24,15 @@ from models.ema import EmaTeacher
 from models.hovernet.net_desc import HoVerNet
 from models.pretrained import load_decoders, load_pretrained, read_pretrained
 
+CLEARLY_WORSE = 0.1  # of the best score: from there on a cycle failed; less says nothing, see docs/accuracy.md
 Weights = dict[str, dict[str, torch.Tensor]]
 
 
 @dataclass
 class Networks:
-    """Classifier, student and teacher; `best` holds their weights at the best cycle so far, `best_score` its score.
+    """Classifier, student and teacher; `best` holds their weights at the last cycle that was kept.
 
+    best_cycle: that cycle. best_score: the highest score of a cycle so far.
     steps_done: of a run on masks, the steps of the student so far. updates_before: the teacher's when the cycle began.
     """
 
@@ -94,14 +96,17 @@ class Networks:
         score: see PatchScore.surplus; nan where there was nothing to judge by: then the cycle is kept.
         """
         self._end_cycle(cycle)
-        if self.best is None or not score < self.best_score:  # a score that is nan is below nothing
-            before = f" ({self.best_score:.0f} before)" if self.best is not None else ""
-            self.best_cycle, self.best_score, self.best = cycle, score, self._weights()
+        if self.best is None or not score < self.best_score - CLEARLY_WORSE * abs(
+            self.best_score
+        ):  # nan is never below
+            before = f" (best so far: {self.best_score:.0f})" if self.best is not None else ""
+            self.best_cycle, self.best_score = cycle, max(score, self.best_score)
+            self.best = self._weights()
             if math.isnan(score):
                 return True, "kept: there are no held-out patches to judge it by"
             return True, f"kept: {score:.0f} nuclei per mm2 more in positive held-out patches than in negative{before}"
         self._load(self.best)
-        below = f"a surplus of {score:.0f} nuclei per mm2 is below its {self.best_score:.0f}"
+        below = f"a surplus of {score:.0f} nuclei per mm2 is clearly below {self.best_score:.0f}"
         return False, f"rolled back to cycle {self.best_cycle}: {below}"
 
     def roll_back(self, cycle: int) -> None:

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hovernet_cyclic.core.settings import CandidateSettings
-from hovernet_cyclic.training.candidates import Second, find_candidates, gradient
+from hovernet_cyclic.training.candidates import Candidate, Second, find_candidates, gradient, outline, outlined_by
 
 MPP = 0.25
 SHAPES = CandidateSettings()
@@ -107,6 +107,23 @@ def test_a_later_cycle_judges_outlines_on_the_stain():
     (found,) = find_candidates(stain + opinion, opinion, MPP, SHAPES, Second(stain, nothing))
     (wide,) = find_candidates(stain + 3 * opinion, opinion, MPP, SHAPES)
     assert iou(painted(found, shape), disc(shape, 40, 40, 9)) > 0.8 and wide.area > 1.2 * found.area
+
+
+def candidate_of(mask, quality=1.0):
+    contour, area, solidity = outline(mask.astype(np.uint8))
+    return Candidate(contour, area, solidity, 1.0, 0.0, quality, area)
+
+
+@pytest.mark.parametrize(("told", "taught"), [(12, 11), (11, 11), (10, 10), (16, 16)])
+def test_outlines_do_not_grow_from_cycle_to_cycle(told, taught):
+    """The stain shows a disc of radius 11: what is a little larger becomes it, what is smaller or another stays."""
+    shape = (80, 80)
+    stain = [candidate_of(disc(shape, x, y, 11), 9.0) for x, y in ((20, 20), (40, 40))]
+    far = candidate_of(disc(shape, 65, 15, 8))
+    kept_far, found = outlined_by(stain, [far, candidate_of(disc(shape, 40, 40, told), 0.3)], shape)
+    assert kept_far is far
+    np.testing.assert_array_equal(painted(found, shape), disc(shape, 40, 40, taught))
+    assert found.quality == 0.3 and found.area == pytest.approx(np.pi * taught**2, rel=0.05)
 
 
 @QUICK

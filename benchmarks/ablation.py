@@ -1,0 +1,220 @@
+"""What each part of the method is worth: the same run without it, or with another in its place.
+
+Usage:
+  ablation.py [options]
+  ablation.py (-h | --help)
+
+Options:
+  --data_dir=<dir>    Folder that the recipe's reader opens. [default: ../shared/data]
+  --log_dir=<dir>     Folder of the runs, one for each arm and seed; what is finished there is not trained again.
+                      [default: logs/ablation]
+  --recipe=<name>     An image-level recipe of config.py. [default: benchmark]
+  --arms=<names>      Comma list of those below, or all. [default: all]
+  --cycles=<n>        Cycles of each run, but where the arm is about them; the recipe's if not given.
+  --seeds=<ns>        Comma list of seeds; with several, mean and standard deviation are told. [default: 10]
+  --gpu=<ids>         As for run_train.py. [default: cpu]
+  --score_only        Train nothing: score what is there.
+  --valid_only        Score on the validation split alone: what a design may be chosen by.
+  --out=<file>        Also write the table as JSON.
+  -h --help           Show this text.
+
+Run it from the repository root as `python -m benchmarks.ablation`. Each run but `masks` trains in a process that opens
+no label file; it is scored here afterwards, by the network that the run itself chose. Arms:
+
+{arms}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from docopt import docopt
+
+import config
+from benchmarks.accuracy import arm_recipe, cost_of, train
+from dataloader.datasets import open_source
+from hovernet_cyclic.core.errors import HoverNetCyclicError, RecipeError
+from hovernet_cyclic.core.settings import TrainRecipe
+from hovernet_cyclic.core.types import AnnotatedSource
+from hovernet_cyclic.training.evaluate import score_source
+from hovernet_cyclic.training.run_dir import RunDir
+from infer.base import NetworkSegmenter
+from models.checkpoint import load_network
+from models.devices import choose_device
+
+Change = Callable[[TrainRecipe], TrainRecipe]
+SHOWN = ("dice", "aji", "pq")
+
+
+def changed(**parts: Any) -> Change:
+    """A recipe with some settings replaced; the settings of a part are given as a dict."""
+
+    def change(recipe: TrainRecipe) -> TrainRecipe:
+        new = {
+            name: dataclasses.replace(getattr(recipe, name), **value) if isinstance(value, dict) else value
+            for name, value in parts.items()
+        }
+        return dataclasses.replace(recipe, **new)
+
+    return change
+
+
+def same_steps_in_one_cycle(recipe: TrainRecipe) -> TrainRecipe:
+    """All steps of the recipe's cycles, on the pseudo masks of the first."""
+    later = (recipe.num_cycles - 1) * recipe.front_end.steps_later
+    return changed(
+        num_cycles=1,
+        front_end={"steps_first": recipe.front_end.steps_first + later},
+        back_end={"steps": recipe.back_end.steps * recipe.num_cycles},
+    )(recipe)
+
+
+def everything_taught(recipe: TrainRecipe) -> TrainRecipe:
+    """Nothing is left out: what is not trusted is background."""
+    masks = recipe.pseudo_masks
+    lowest = min(masks.trust_above, masks.trust_later)
+    return changed(pseudo_masks={"dismiss_below": lowest, "trust_later": lowest, "dark_quantile": 1.0})(recipe)
+
+
+def drawn_masks(recipe: TrainRecipe) -> TrainRecipe:
+    """What image-level labels are measured against."""
+    return arm_recipe(recipe, "masks", 0)
+
+
+def all_arms() -> dict[str, tuple[str, Change]]:
+    """Arm -> what it is, and its recipe made from the whole one."""
+    alone = {"to_student": "first", "to_classifier": False}
+    return {
+        "whole": ("the recipe as it is", changed()),
+        "one_cycle": ("the first cycle alone", changed(num_cycles=1)),
+        "more_steps": ("as many steps on the first cycle's pseudo masks, no second cycle", same_steps_in_one_cycle),
+        "self_training": (
+            "later cycles renew the pseudo masks by the teacher alone: no front end, no encoder handed over",
+            changed(**alone, front_end={"steps_later": 1}),
+        ),
+        "no_round_trip": ("the encoder is handed to the student once, and never back", changed(**alone)),
+        "to_classifier": ("handed back to the classifier, and to the student once", changed(to_student="first")),
+        "to_student": ("handed to the student in each cycle, and never back", changed(to_classifier=False)),
+        "fresh_encoder": ("never handed over", changed(to_student="none", to_classifier=False)),
+        "cam": ("class activation maps in place of evidence", changed(pseudo_masks={"cam": "cam"})),
+        "grad_cam": ("Grad-CAM in place of evidence", changed(pseudo_masks={"cam": "grad_cam"})),
+        "layer_cam": ("LayerCAM in place of evidence", changed(pseudo_masks={"cam": "layer_cam"})),
+        "no_stain": (
+            "the classifier is not told that the palest pixels are no nuclei",
+            changed(front_end={"pale_weight": 0.0}),
+        ),
+        "nothing_ignored": ("what is not trusted is background", everything_taught),
+        "no_consistency": (
+            "the student need not agree with the teacher",
+            changed(back_end={"consistency_weight": 0.0}),
+        ),
+        "no_ema": ("the teacher is the student itself", changed(back_end={"ema_decay": 0.0})),
+        "widened": ("pseudo masks renewed half-way through each cycle too", changed(back_end={"widen_rounds": 1})),
+        "one_view": ("the teacher is asked from one side", changed(pseudo_masks={"teacher_views": 1})),
+        "no_pasting": ("no nuclei pasted", changed(back_end={"paste_share": 0.0})),
+        "none_pale": ("no pasted nucleus made pale inside", changed(back_end={"pale_share": 0.0})),
+        "no_canvases": ("no canvases of negative patches", changed(back_end={"negatives_per_batch": 0})),
+        "masks": ("the drawn masks of all tiles, with as many back-end steps", drawn_masks),
+        "any_size": ("nuclei of any size are told", changed(net={"smallest_um2": 0.5})),
+    }
+
+
+def main() -> int:
+    listed = "\n".join(f"  {name:<16} {text}" for name, (text, _) in all_arms().items())
+    arguments = docopt((__doc__ or "").format(arms=listed))
+    try:
+        runs = chosen_runs(arguments)
+        for run, recipe in runs.values():
+            if not (arguments["--score_only"] or run.net.exists()):
+                train(recipe, run, arguments)
+        report = scored(arguments, runs)
+    except HoverNetCyclicError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(table(report))
+    if arguments["--out"]:
+        Path(arguments["--out"]).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+Runs = dict[tuple[str, int], tuple[RunDir, TrainRecipe]]
+
+
+def chosen_runs(arguments: dict[str, Any]) -> Runs:
+    """(arm, seed) -> its folder and recipe, seeds first: each seed's arms stand together. Raises RecipeError."""
+    arms = all_arms()
+    names = list(arms) if arguments["--arms"] == "all" else arguments["--arms"].split(",")
+    unknown = [name for name in names if name not in arms]
+    if unknown or arguments["--recipe"] not in config.RECIPES:
+        raise RecipeError(
+            f"--arms takes all or some of {', '.join(arms)}; --recipe one of {', '.join(config.RECIPES)}."
+        )
+    whole = config.RECIPES[arguments["--recipe"]]()
+    if arguments["--cycles"]:
+        whole = dataclasses.replace(whole, num_cycles=int(arguments["--cycles"]))
+    runs = {}
+    for seed in map(int, arguments["--seeds"].split(",")):
+        for name in names:
+            run = RunDir(Path(arguments["--log_dir"]) / f"{name}_{seed}")
+            runs[name, seed] = run, dataclasses.replace(arms[name][1](whole), seed=seed)
+    return runs
+
+
+def scored(arguments: dict[str, Any], runs: Runs) -> dict[str, Any]:
+    """{'rows': {split: {arm: {seed: scores}}}, 'cost': {arm: {seed: ...}}, 'command'} of the runs that are finished."""
+    finished = {key: value for key, value in runs.items() if value[0].net.exists()}
+    if not finished:
+        raise RecipeError(f"{arguments['--log_dir']}: no run is finished here: leave --score_only out.")
+    rows: dict[str, Any] = {}
+    cost: dict[str, Any] = {}
+    for (arm, seed), (run, recipe) in finished.items():
+        cost.setdefault(arm, {})[seed] = cost_of(run, recipe)
+        for split, source in sources(recipe, arguments):
+            rows.setdefault(split, {}).setdefault(arm, {})[seed] = score_product(run, source, arguments["--gpu"])
+    return {"rows": rows, "cost": cost, "command": sys.argv}
+
+
+def sources(recipe: TrainRecipe, arguments: dict[str, Any]) -> Iterator[tuple[str, AnnotatedSource]]:
+    """The splits with drawn masks that nothing was trained on."""
+    splits = open_source(recipe.data, arguments["--data_dir"], with_patches=False)
+    if splits.valid:
+        yield "valid", splits.valid
+    if not arguments["--valid_only"]:
+        yield from splits.test.items()
+
+
+def score_product(run: RunDir, source: AnnotatedSource, gpu: str) -> dict[str, float]:
+    """Mean scores of the network that a run ended with."""
+    device, loaded = choose_device(gpu), load_network(run.net)
+    assert loaded.recipe is not None, "net.tar is written with its recipe"
+    segmenter = NetworkSegmenter(loaded.net, loaded.mode, device.torch_device, dtype=device.dtype)
+    mean: dict[str, float] = score_source(segmenter, source, TrainRecipe.from_dict(loaded.recipe))["mean"]
+    return mean
+
+
+def table(report: dict[str, Any]) -> str:
+    """Lines: of each split and arm the mean scores over seeds, and their standard deviation where there are several."""
+    lines = [f"{'split':<8} {'arm':<16} {'seeds':>5} " + " ".join(f"{name:>12}" for name in SHOWN) + "  minutes  steps"]
+    for split, arms in report["rows"].items():
+        for arm, seeds in arms.items():
+            values = np.array([[scores[name] for name in SHOWN] for scores in seeds.values()])
+            cells = " ".join(f"{_spread(values[:, i]):>12}" for i in range(len(SHOWN)))
+            spent = list(report["cost"][arm].values())
+            minutes = np.mean([one["minutes"] for one in spent])
+            steps = f"{spent[0]['front_end_steps']}+{spent[0]['back_end_steps']}"
+            lines.append(f"{split:<8} {arm:<16} {len(seeds):>5} {cells} {minutes:8.1f}  {steps}")
+    return "\n".join(lines)
+
+
+def _spread(values: Any) -> str:
+    return f"{values.mean():.3f}" + (f" +-{values.std(ddof=1):.3f}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

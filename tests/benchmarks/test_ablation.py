@@ -1,0 +1,77 @@
+"""Each arm differs from the whole recipe in what it says, and all stand in one table."""
+
+import dataclasses
+import json
+
+import pytest
+
+import config
+import run_train
+from benchmarks import ablation
+from hovernet_cyclic.core.errors import RecipeError
+from models.ranks import ALONE
+
+OPTIONS = {"--arms": "all", "--recipe": "benchmark", "--cycles": None, "--seeds": "10,11", "--log_dir": "logs"}
+
+
+def steps_of(recipe):
+    return recipe.num_cycles * recipe.back_end.steps
+
+
+def test_every_arm_is_a_recipe_of_its_own_with_a_folder_for_each_seed():
+    runs = ablation.chosen_runs(OPTIONS)
+    assert len(runs) == 2 * len(ablation.all_arms()) == len({run.path for run, _ in runs.values()})
+    recipes = {arm: recipe for (arm, seed), (_, recipe) in runs.items() if seed == 10}
+    assert recipes["whole"] == config.benchmark()
+    assert all(recipe != recipes["whole"] for arm, recipe in recipes.items() if arm != "whole")
+    assert {seed: recipe.seed for (_, seed), (_, recipe) in runs.items()} == {10: 10, 11: 11}
+
+
+def test_arms_take_the_steps_of_the_whole_but_where_they_are_about_them():
+    whole = config.benchmark()
+    for name, (_, change) in ablation.all_arms().items():
+        recipe = change(whole)
+        assert steps_of(recipe) == (steps_of(whole) / whole.num_cycles if name == "one_cycle" else steps_of(whole))
+    more = ablation.same_steps_in_one_cycle(whole)
+    later = (whole.num_cycles - 1) * whole.front_end.steps_later
+    assert more.num_cycles == 1 and more.front_end.steps_first == whole.front_end.steps_first + later
+
+
+def test_all_is_taught_where_nothing_is_ignored():
+    masks = ablation.everything_taught(config.benchmark()).pseudo_masks
+    assert masks.dismiss_below == masks.trust_later <= masks.trust_above and masks.dark_quantile == 1.0
+
+
+@pytest.mark.parametrize("wrong", [{"--arms": "whole,none"}, {"--recipe": "none"}])
+def test_what_is_unknown_is_refused(wrong):
+    with pytest.raises(RecipeError):
+        ablation.chosen_runs(OPTIONS | wrong)
+
+
+def test_runs_are_trained_once_and_stand_in_one_table(bench_data, tmp_path, tiny, cpu, monkeypatch, capsys):
+    small = dataclasses.replace(tiny(config.benchmark()), num_cycles=1)
+    monkeypatch.setitem(config.RECIPES, "benchmark", lambda: small)
+    trained = []
+
+    def here(recipe, run, arguments):
+        trained.append(run.path.name)
+        options = {"--data_dir": arguments["--data_dir"], "--gpu": "cpu", "--resume": False, "--no_scores": True}
+        assert run_train.train_as(options, dataclasses.replace(recipe, log_dir=str(run.path)), cpu, ALONE) == 0
+
+    monkeypatch.setattr(ablation, "train", here)
+    out = tmp_path / "table.json"
+    options = [f"--data_dir={bench_data}", f"--log_dir={tmp_path}", f"--out={out}", "--seeds=1,2", "--valid_only"]
+    for arms in ("whole", "whole,no_pasting"):
+        monkeypatch.setattr("sys.argv", ["ablation", *options, f"--arms={arms}"])
+        assert ablation.main() == 0
+    assert trained == ["whole_1", "whole_2", "no_pasting_1", "no_pasting_2"]
+    report = json.loads(out.read_text())
+    assert set(report["rows"]) == {"valid"} and set(report["rows"]["valid"]["whole"]) == {"1", "2"}
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("no_pasting" in line and "+-" in line for line in lines) == 1
+
+
+def test_nothing_finished_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["ablation", f"--log_dir={tmp_path}", "--score_only"])
+    assert ablation.main() == 2
+    assert "no run is finished here" in capsys.readouterr().err
