@@ -17,6 +17,7 @@ import config
 import run_train
 from dataloader.images import read_rgb, write_png
 from hovernet_cyclic.training.run_dir import RunDir
+from models.checkpoint import load_checkpoint
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -218,7 +219,8 @@ def test_a_run_resumed_with_another_recipe_or_torn_files_is_refused_and_left_as_
     assert "another recipe" in refusal("--resume", "--seed=11", recipe=small_recipe, log_dir=log_dir)
     assert "another recipe" in refusal("--resume", recipe="folder", log_dir=log_dir)
     assert before == {path: path.read_bytes() for path in log_dir.rglob("*") if path.is_file()}
-    (log_dir / "state.tar").write_bytes(before[log_dir / "state.tar"][:1000])
+    for name in ("state.tar", "state.previous.tar"):
+        (log_dir / name).write_bytes(before[log_dir / name][:1000])
     assert run_train.main([f"--recipe={small_recipe}", *command(own_data, log_dir, "--resume")]) == 2
     assert "state.tar" in capsys.readouterr().err.splitlines()[-1]
     (log_dir / "recipe.json").write_text("{")
@@ -247,7 +249,7 @@ def hear_interrupts():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_ctrl_c_says_how_to_go_on_and_the_first_cycle_can_be_begun_again(own_data, tmp_path):
+def test_ctrl_c_saves_and_says_how_to_go_on(own_data, tmp_path):
     log_dir = tmp_path / "run"
     argv = [sys.executable, str(REPOSITORY / "run_train.py"), "--recipe=folder", *command(own_data, log_dir)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -268,7 +270,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_first_cycle_can_be_begun_again(own_dat
     assert process.returncode == 130
     assert err.splitlines()[-1] == "Stopped. What was finished is kept: give --resume to go on."
     assert "Traceback" not in err
-    assert not RunDir.find(log_dir, resume=True).state.exists()
+    assert load_checkpoint(RunDir.find(log_dir, resume=True).state).cycle == 0, "the first cycle was not finished"
 
 
 @pytest.fixture

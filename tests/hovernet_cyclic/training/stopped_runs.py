@@ -18,6 +18,7 @@ import config
 import run_train
 from hovernet_cyclic.core.settings import TrainRecipe
 from hovernet_cyclic.training import cyclic
+from models import devices
 
 
 def in_pool():
@@ -50,13 +51,12 @@ def child(prepare, words, out):
     for stream in (1, 2):
         os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     prepare()
-    code = run_train.main(words)
-    sys.stdout.flush()
-    os._exit(code)
+    sys.exit(run_train.main(words))
 
 
 def main(data_dir, log_dir, recipe):
     torch.set_num_threads(1)
+    devices._cpu_has_bfloat16 = lambda: False  # in float32, as the runs that this one is compared with
     recipe = TrainRecipe.from_dict(json.loads(Path(recipe).read_text()))
     config.RECIPES["stopped"] = lambda: recipe
     words = ["--recipe=stopped", f"--data_dir={data_dir}", f"--log_dir={log_dir}", "--gpu=cpu"]
