@@ -75,4 +75,4 @@ def teach(lesson: Lesson[BatchT], steps: range, stage: Stage) -> None:
         stage.log.loss(lesson.curves, step, values)
         stage.keeper.stepped(lesson.curves, step)
     lesson.network.eval()
-    stage.log.waited(lesson.curves, steps.stop, waiting.seconds / (time.perf_counter() - began))
+    stage.log.waited(lesson.curves, steps.stop - 1, waiting.seconds / (time.perf_counter() - began))

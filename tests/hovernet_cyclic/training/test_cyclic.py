@@ -308,7 +308,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_batch_and_the_state_be
     with monkeypatch.context() as patched, pytest.raises(TrainingError) as error:
         patched.setattr(module, loss, astray)
         train(drawn_once, tmp_path / "run")
-    (tmp_path / "run" / "recipe.json").touch()  # as run_train.py writes it; of the front end there was no state yet
+    (tmp_path / "run" / "recipe.json").write_text("{}")  # of the front end there was no state yet
     sentence = str(error.value)
     assert sentence.startswith(f"cycle 1 {stage}, step 1: the loss ") and "is nan" in sentence
     assert str(tmp_path / "run" / "bad_batch.npz") in sentence and "learning_rate" in sentence

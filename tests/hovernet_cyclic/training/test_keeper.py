@@ -29,11 +29,13 @@ MORTAL = Path(__file__).with_name("mortal_runs.py")
 
 
 def curves(run):
-    """(tag, step) -> value of all scalars in the log; each may stand there once."""
+    """(tag, step) -> value of all scalars in the log but the time spent waiting; each may stand there once."""
     found = {}
     for path in sorted(run.path.glob("tensorboard/events.*")):
         for event in EventFileLoader(str(path)).Load():
             for value in event.summary.value:
+                if not len(value.tensor.float_val) or value.tag.endswith("waiting_for_data"):
+                    continue
                 assert (value.tag, event.step) not in found, "logged twice"
                 found[value.tag, event.step] = value.tensor.float_val[0]
     return found
