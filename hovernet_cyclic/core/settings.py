@@ -255,7 +255,7 @@ class TrainRecipe:
     pseudo_masks: PseudoMaskSettings = field(default_factory=PseudoMaskSettings)
     back_end: BackEndSettings = field(default_factory=BackEndSettings)
     net: NetSettings = field(default_factory=NetSettings)
-    num_cycles: int = 2
+    num_cycles: int = 3
     to_student: str = "each"
     to_classifier: bool = True
     seed: int = 10
