@@ -120,6 +120,8 @@ def _answer(codes: Sequence[int | None], store: Store) -> int:
     """The exit code of all, and a sentence where none of them has said one."""
     if not any(codes):
         return 0
+    if codes[0] == 2:  # bad input that all met before they were together: rank 0 has said so
+        return 2
     said = _said_code(store)
     if said is None:
         print(_ending(codes), file=sys.stderr)
