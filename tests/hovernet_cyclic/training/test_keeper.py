@@ -75,6 +75,8 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not(die_often, t
     }
     assert_same(product(run), product(finished))
     assert_same(curves(run), curves(finished))
+    for name in ("cycle_1/gallery.png", "cycle_2/gallery.png"):
+        assert (run.path / name).read_bytes() == (finished.path / name).read_bytes()
 
 
 @pytest.fixture
