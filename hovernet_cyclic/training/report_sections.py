@@ -139,7 +139,8 @@ def cycles_section(facts: RunFacts) -> list[Element]:
     explained = (
         "The score needs no drawn mask. It counts nuclei in patches that were held out of training, each by how convex "
         "it is: how many per mm² are found where people saw nuclei, less how many where they saw none. A cycle that "
-        f"scores clearly below the best so far (by a tenth) is undone. The marked row is {'the product' if facts.finished else 'the best'}."
+        "scores clearly below the best so far (by a tenth) is undone. The marked row is "
+        f"{'the product' if facts.finished else 'the best'}."
     )
     head = node("h2", "Training" if facts.supervision == "masks" else "Cycles")
     return [
