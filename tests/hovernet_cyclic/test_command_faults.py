@@ -5,11 +5,14 @@ import run_train
 from hovernet_cyclic.command_faults import path_fault
 
 
+def test_a_full_disk_is_told_as_one():
+    assert path_fault(OSError(28, "No space left on device")).startswith("No space is left on the disk: free some")
+    assert "for /data/net.tar:" in path_fault(OSError(28, "No space left on device", "/data/net.tar"))
+
+
 def test_a_fault_of_a_path_names_it():
     assert path_fault(PermissionError(13, "Permission denied", "/data")).startswith("/data cannot be used (Permission")
-    assert path_fault(OSError(28, "No space left on device")).startswith(
-        "A file could not be read or written to its end"
-    )
+    assert path_fault(OSError(5, "Input/output error")).startswith("A file could not be read or written to its end")
 
 
 def test_a_reader_of_a_pipe_that_has_gone_is_no_fault():
