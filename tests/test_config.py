@@ -29,6 +29,9 @@ class SilentLog:
     def steps(self, items, total, name, images):
         return items
 
+    def waited(self, *_):
+        pass
+
     def loss(self, stage, step, parts):
         self.heard.append(sum(parts.values()))
 
