@@ -37,6 +37,7 @@ state, says with which command to go on, and ends with 0; on Ctrl-C it ends with
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -111,8 +112,9 @@ def start(words: Sequence[str]) -> int:
 
 
 def say_how_to_go_on(words: Sequence[str], recipe: TrainRecipe) -> int:
-    """What a run says that SIGTERM has stopped. Returns the exit code."""
-    print(f"Stopped by SIGTERM. To go on: {command_to_go_on(words, recipe)}", flush=True)
+    """What a run says that SIGTERM has stopped, once of several processes. Returns the exit code."""
+    if leads():
+        print(f"Stopped by SIGTERM. To go on: {command_to_go_on(words, recipe)}", flush=True)
     return 0
 
 
@@ -120,7 +122,10 @@ def command_to_go_on(words: Sequence[str], recipe: TrainRecipe) -> str:
     """The command line that goes on with a run that was begun, or stopped before it had, with these words."""
     resume = ["--resume"] if (Path(recipe.log_dir) / "recipe.json").exists() else []
     begun = [word for word in words if word != "--resume"]
-    return shlex.join([sys.executable, __file__, *begun, *resume])
+    here = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") == here  # on this machine alone
+    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={here}"] if by_torchrun else []
+    return shlex.join([sys.executable, *launcher, __file__, *begun, *resume])
 
 
 def chosen_recipe(arguments: Mapping[str, Any]) -> TrainRecipe:
@@ -141,31 +146,20 @@ def chosen_recipe(arguments: Mapping[str, Any]) -> TrainRecipe:
 def train(arguments: Mapping[str, Any], recipe: TrainRecipe, words: Sequence[str]) -> int:
     """Train in this process, or start one for each device of --gpu. words: those of the command line."""
     from hovernet_cyclic.training.devices import with_workers
-    from hovernet_cyclic.training.processes import run_as_rank, run_processes
+    from hovernet_cyclic.training.processes import STOPPED_UNHEARD, run_as_rank, run_processes
     from models.devices import choose_devices
     from models.ranks import ALONE
 
     asked = arguments["--num_workers"]
     workers = None if asked is None else _whole_number("--num_workers", asked)
     if is_one_of_several():
-        work = partial(until_preempted, words, arguments, recipe)
-        return run_as_rank(work, arguments["--gpu"], workers, recipe.log_dir)
+        work, stopped = partial(train_as, arguments, recipe), partial(say_how_to_go_on, words, recipe)
+        return run_as_rank(work, arguments["--gpu"], workers, recipe.log_dir, stopped)
     device, *others = choose_devices(arguments["--gpu"])
     if others:
-        return run_processes([sys.executable, str(Path(__file__).resolve()), *words], 1 + len(others))
+        code = run_processes([sys.executable, str(Path(__file__).resolve()), *words], 1 + len(others))
+        return say_how_to_go_on(words, recipe) if code == STOPPED_UNHEARD else code
     return train_as(arguments, recipe, device, with_workers(ALONE, device, workers))
-
-
-def until_preempted(
-    words: Sequence[str], arguments: Mapping[str, Any], recipe: TrainRecipe, device: Device, ranks: Ranks
-) -> int:
-    """As `train_as`; asked by SIGTERM, all of several processes stop together, and the first says how to go on."""
-    from hovernet_cyclic.training.signals import Preempted
-
-    try:
-        return train_as(arguments, recipe, device, ranks)
-    except Preempted:
-        return say_how_to_go_on(words, recipe) if ranks.leads else 0
 
 
 def train_as(arguments: Mapping[str, Any], recipe: TrainRecipe, device: Device, ranks: Ranks) -> int:
@@ -174,6 +168,7 @@ def train_as(arguments: Mapping[str, Any], recipe: TrainRecipe, device: Device, 
     from hovernet_cyclic.training.evaluate import score_in_own_process, show_in_own_process
     from hovernet_cyclic.training.report import REPORT_FILE, report_run
     from hovernet_cyclic.training.run_dir import RunDir, describe_run
+    from hovernet_cyclic.training.signals import stop_request
 
     check_share(recipe, ranks)
     run = RunDir.find(recipe.log_dir, arguments["--resume"])  # quick to refuse, before the data is drawn or read
@@ -185,17 +180,18 @@ def train_as(arguments: Mapping[str, Any], recipe: TrainRecipe, device: Device, 
     if ranks.leads:
         run = RunDir.open(recipe.log_dir, arguments["--resume"])
         describe_run(run, recipe, arguments["--data_dir"])
-        print(f"{recipe.name}: {content}{encoder}")
+        print(f"{recipe.name}: {content}{encoder}", flush=True)
     try:
         net = start(run, for_training(device), ranks)
     except HoverNetCyclicError:
         if ranks.leads:
             report_run(run, print)  # what went before the fault is there to be looked at
         raise
+    stop_request().heed()  # what came while the last files were written
     wanted = not arguments["--no_scores"] and bool(splits.valid or splits.test)
     where = str(device.torch_device)
     if ranks.leads:
-        print(f"The network: {net}")
+        print(f"The network: {net}", flush=True)
     scored = not wanted or score_in_own_process(run, arguments["--data_dir"], where, ranks)
     if ranks.leads:
         if wanted and scored:

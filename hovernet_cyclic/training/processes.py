@@ -8,6 +8,7 @@ others end without a word.
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import signal
 import subprocess
@@ -29,12 +30,15 @@ from torch.distributed.rendezvous import rendezvous
 from hovernet_cyclic.command_faults import path_fault
 from hovernet_cyclic.core.errors import HoverNetCyclicError, RecipeError
 from hovernet_cyclic.training.devices import with_workers
+from hovernet_cyclic.training.signals import Preempted, stop_request
 from models.devices import Device, choose_devices, is_out_of_memory
 from models.ranks import Ranks
 
 LAUNCHER = "HOVERNET_CYCLIC_LAUNCHER"  # process id of `run_processes`, in the environment of those it started
 LONGEST_WAIT = datetime.timedelta(minutes=30)  # for another process, in a collective
 GRACE = 5.0  # seconds that the others are given to end by themselves
+LONGEST_SAVE = 60.0  # seconds that they are given where one has stopped as it was asked to
+STOPPED_UNHEARD = 128 + signal.SIGTERM  # exit code of a run that was stopped before rank 0 could say so
 LOST_ANOTHER = 75  # exit code of a process that ended because another had: that one is at fault
 GO_ON = "What was finished is kept: give --resume to go on."
 # What gloo and NCCL say when the other side of a collective is gone; torch gives gloo's errors no type of their own.
@@ -48,19 +52,20 @@ def run_processes(command: Sequence[str], count: int) -> int:
     """Run `command` in `count` processes of this machine until all have ended; returns their exit code.
 
     Where one fails the others are ended within GRACE seconds. Rank 0 alone has this process's stdout. SIGTERM is passed
-    on, and Ctrl-C ends all.
+    on, and answered with STOPPED_UNHEARD where it came too early for rank 0 to say so. Ctrl-C ends all once they have
+    saved.
     """
     # held here, so that what was said outlives whoever said it; the port is the system's choice
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     children = [_start(command, rank, count, store.port) for rank in range(count)]
     try:
         with _passing_on(signal.SIGTERM, children) as told:
-            codes = _first_codes(children)
+            codes = _first_codes(children, told)
         if told and set(codes) <= {0, None, -signal.SIGTERM, LOST_ANOTHER}:
-            return 128 + signal.SIGTERM if any(codes) else 0
+            return 0 if codes[0] == 0 else STOPPED_UNHEARD
         return _answer(codes, store)
     except KeyboardInterrupt:  # the terminal has told the children too
-        _wait_for(children, GRACE)
+        _let_save(children)
         if _said_code(store) is None:
             print(f"Stopped. {GO_ON}", file=sys.stderr)
         return 130
@@ -103,14 +108,19 @@ def _passing_on(number: signal.Signals, children: Sequence[subprocess.Popen[byte
         signal.signal(number, before)
 
 
-def _first_codes(children: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
-    """Exit codes (None while one runs) once all have ended well, or one has not and there is no more to learn."""
-    patience = GRACE
+def _first_codes(children: Sequence[subprocess.Popen[bytes]], told: Sequence[int]) -> list[int | None]:
+    """Exit codes (None while one runs) once all have ended well, or one has not and there is no more to learn.
+
+    told: the signals that were passed on to them so far.
+    """
+    patience, longest = GRACE, LONGEST_SAVE
     while True:
         codes = [child.poll() for child in children]
         failed = {code for code in codes if code}
-        if failed - {LOST_ANOTHER} or None not in codes or patience < 0:
+        if failed - {LOST_ANOTHER} or None not in codes or patience < 0 or longest < 0:
             return codes
+        if told and 0 in codes:  # the others may save; or wait for that one, which was stopped before they had met
+            longest -= 0.1
         if failed:  # the one at fault may take longer to end than those that miss it
             patience -= 0.1
         time.sleep(0.1)
@@ -140,6 +150,15 @@ def _ending(codes: Sequence[int | None]) -> str:
     return f"Process {rank} of 0 to {len(codes) - 1} was ended {how}, so the others were ended too. {GO_ON}"
 
 
+def _let_save(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Wait until all have ended; who asked this process alone to stop (kill -INT) has them asked, too."""
+    _wait_for(children, GRACE)
+    for child in children:
+        if child.poll() is None:
+            child.terminate()  # a child that is saving already takes no notice
+    _wait_for(children, math.inf)
+
+
 def _wait_for(children: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
     until = time.monotonic() + seconds
     while any(child.poll() is None for child in children) and time.monotonic() < until:
@@ -158,11 +177,18 @@ def _said_code(store: Store) -> int | None:
 # --- those that are started -------------------------------------------------------------------------------------------
 
 
-def run_as_rank(work: Callable[[Device, Ranks], int], gpu: str | None, workers: int | None, log_dir: str) -> int:
+def run_as_rank(
+    work: Callable[[Device, Ranks], int],
+    gpu: str | None,
+    workers: int | None,
+    log_dir: str,
+    stopped: Callable[[], object] = lambda: None,
+) -> int:
     """Do `work` as one of several processes, and return what it returns. A failure ends this process.
 
     gpu: of --gpu; the process takes the device of its place on this machine. workers: of --num_workers. log_dir: the
-    run's folder, where the traceback of an error goes that nobody foresaw.
+    run's folder, where the traceback of an error goes that nobody foresaw. stopped: called where SIGTERM has stopped
+    the work, which ends this process with 0.
     """
     _end_with_the_launcher()
     store, rank, count = _meet()
@@ -170,15 +196,35 @@ def run_as_rank(work: Callable[[Device, Ranks], int], gpu: str | None, workers: 
     try:
         device = device_of(gpu, int(os.environ.get("LOCAL_RANK", rank)), here)
         ranks = with_workers(Ranks(rank, count, here), device, workers)
-        _join(store, ranks, device)
-        code = work(device, ranks)
-        if code:
-            store.set("code", str(code))  # what there was to say of it has been said
-        ranks.wait()
-        dist.destroy_process_group()
+        with _asked_with_others():
+            with stop_request().deferred():  # all join, or none
+                _join(store, ranks, device)
+            stop_request().heed()
+            code = work(device, ranks)
+            if code:
+                store.set("code", str(code))  # what there was to say of it has been said
+            ranks.wait()
+            dist.destroy_process_group()
         return code
+    except Preempted:
+        stopped()
+        sys.stdout.flush()
+        os._exit(0)  # without waiting for the others, which have been asked, too
     except (Exception, KeyboardInterrupt) as error:
         _fail(error, store, f"Process {rank} of 0 to {count - 1}", log_dir)
+
+
+@contextmanager
+def _asked_with_others() -> Iterator[None]:
+    """Inside, whoever misses another that has stopped because it was asked to stops for the same reason.
+
+    A signal that training has noted is not asked again: torchrun sends one wherever a process was lost.
+    """
+    try:
+        yield
+    except RuntimeError:
+        time.sleep(0)  # one that came in the middle of the exchange is heard here, and none is waited for
+        raise
 
 
 def device_of(gpu: str | None, place: int, here: int) -> Device:
@@ -241,12 +287,17 @@ def _sentence(error: BaseException, name: str) -> tuple[str, int]:
         return f"Stopped. {GO_ON}", 130
     if is_out_of_memory(error):
         return f"{name} ran out of memory: give more devices or a smaller batch_size in the recipe. {GO_ON}", 1
-    if any(word in str(error) for word in LOST_WORDS):
+    if _is_lost(error):
         return f"{name} has lost another process of this run, and all end. {GO_ON}", LOST_ANOTHER
     if isinstance(error, OSError):
         return path_fault(error), 2
     first_line = (str(error).splitlines() or [""])[0]
     return f"{name} failed, and all end: {type(error).__name__}: {first_line}.", 1
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Whether this is what an exchange raises when another process is gone."""
+    return any(word in str(error) for word in LOST_WORDS)
 
 
 def _kept_trace(error: BaseException, folder: Path, name: str) -> str:

@@ -160,8 +160,9 @@ def fitting(parts: list[str], room: int) -> str:
 
 
 def say(line: str) -> None:
-    """Print a line on stdout without tearing a progress line."""
+    """Print a line on stdout without tearing a progress line, and at once: a log has the lines of stderr between."""
     tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
 
 
 def say_spent(spent: Spent) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hovernet_cyclic.core.types import RawMaps, Segmenter, UInt8Array
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SAME_S = 1.0  # seconds in which a second signal is the first: a terminal or a cluster tells all, torchrun tells again
 
 
 class Preempted(KeyboardInterrupt):
@@ -31,12 +32,17 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._asked: int | None = None
+        self._asked_at = 0.0
         self._deferred = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Note the signal; raise for it at once where nothing defers it, and for a second Ctrl-C anywhere."""
+        now = time.monotonic()
+        if self._asked is not None and now - self._asked_at < SAME_S:
+            return
         impatient = self._asked is not None and number == signal.SIGINT
-        self._asked = self._asked or number
+        if self._asked is None:
+            self._asked, self._asked_at = number, now
         if impatient:
             raise KeyboardInterrupt
         if not self._deferred:

@@ -4,10 +4,13 @@ import os
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
+from hovernet_cyclic.command_line import leads
 from hovernet_cyclic.core.errors import DatasetError
 from hovernet_cyclic.training.processes import run_as_rank
+from hovernet_cyclic.training.signals import listening, stop_request
 
 FATE, LOG_DIR = sys.argv[1:]
 
@@ -28,7 +31,32 @@ def meet(rank):
         time.sleep(300)
 
 
+def be_stopped(ranks):
+    """The signal comes while rank 0 is at work, and the other waits for it at the end."""
+    (Path(LOG_DIR) / f"asleep_{ranks.rank}_{os.getpid()}").touch()
+    if ranks.leads:
+        time.sleep(300)
+    return 0
+
+
+def save(ranks):
+    """The signal is heard a while later, as at the end of a long step."""
+    with (stop := stop_request()).deferred():
+        (Path(LOG_DIR) / f"asleep_{ranks.rank}_{os.getpid()}").touch()
+        while not stop.is_asked:
+            time.sleep(0.01)
+        time.sleep(2)
+        (Path(LOG_DIR) / f"saved_{ranks.rank}").touch()
+        stop.heed()
+    return 0
+
+
+DEEDS = {"stopped": be_stopped, "saving": save}
+
+
 def work(device, ranks):
+    if FATE in DEEDS:
+        return DEEDS[FATE](ranks)
     ranks.wait()
     if FATE != "asleep" and ranks.leads:
         print(f"{device.torch_device.type}: all are here")
@@ -41,4 +69,5 @@ def work(device, ranks):
 
 
 if __name__ == "__main__":
-    sys.exit(run_as_rank(work, "cpu", None, LOG_DIR))
+    with listening() if FATE in DEEDS else nullcontext():
+        sys.exit(run_as_rank(work, "cpu", None, LOG_DIR, lambda: leads() and print("go on")))

@@ -18,8 +18,8 @@ SCRIPT = Path(__file__).with_name("failing_ranks.py")
 SOON = 30  # seconds in which the others must have ended
 GO_ON = "What was finished is kept: give --resume to go on."
 LAUNCH = (
-    "import sys; from hovernet_cyclic.training.processes import run_processes; "
-    "sys.exit(run_processes([sys.executable, *sys.argv[1:]], 2))"
+    "import sys; from hovernet_cyclic.training import processes; "
+    "sys.exit(processes.run_processes([sys.executable, *sys.argv[1:]], 2))"
 )
 
 
@@ -87,14 +87,13 @@ def test_under_torchrun_too(fate, sentence, tmp_path):
 
 @pytest.fixture
 def sleepers(tmp_path):
-    """sleepers() -> a launcher whose two processes sleep, and their ids."""
+    """sleepers(fate) -> a launcher whose two processes sleep, and their ids."""
     started = []
 
-    def start():
-        command = [sys.executable, "-c", LAUNCH, str(SCRIPT), "asleep", str(tmp_path)]
-        launcher = subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=hear_interrupts
-        )
+    def start(fate="asleep"):
+        command = [sys.executable, "-c", LAUNCH, str(SCRIPT), fate, str(tmp_path)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        launcher = subprocess.Popen(command, **pipes, start_new_session=True, preexec_fn=hear_interrupts)
         started.append(launcher)
         until = time.monotonic() + 90
         while len(list(tmp_path.glob("asleep_*"))) < 2 and time.monotonic() < until:
@@ -142,6 +141,24 @@ def test_sigterm_is_passed_on(sleepers):
     launcher.terminate()
     _, err = launcher.communicate(timeout=SOON)
     assert launcher.returncode == 143 and "Traceback" not in err and all_gone(ids)
+
+
+def test_all_are_asked_to_stop_while_the_last_work_is_that_of_one(sleepers):
+    """It says so, and those that wait for it end as well as it does."""
+    launcher, ids = sleepers("stopped")
+    os.killpg(launcher.pid, signal.SIGTERM)  # and the launcher passes it on: each hears it twice
+    out, err = launcher.communicate(timeout=SOON)
+    assert (launcher.returncode, out, err) == (0, "go on\n", "") and all_gone(ids)
+
+
+@pytest.mark.parametrize("ask", [os.killpg, os.kill], ids=["terminal", "launcher alone"])
+def test_ctrl_c_waits_until_all_have_saved(sleepers, monkeypatch, tmp_path, ask):
+    monkeypatch.setattr(sys.modules[__name__], "LAUNCH", LAUNCH.replace("sys.exit", "processes.GRACE = 0.5; sys.exit"))
+    launcher, ids = sleepers("saving")
+    ask(launcher.pid, signal.SIGINT)
+    _, err = launcher.communicate(timeout=SOON)
+    assert launcher.returncode == 130 and err == f"Stopped. {GO_ON}\n" and all_gone(ids)
+    assert sorted(path.name for path in tmp_path.glob("saved_*")) == ["saved_0", "saved_1"]
 
 
 def test_each_process_of_a_machine_has_a_device_of_its_own(monkeypatch):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import config
+from hovernet_cyclic.training import signals
 from hovernet_cyclic.training.run_dir import RunDir
 from hovernet_cyclic.training.signals import HeedfulSegmenter, Preempted, StopRequest, listening, stop_request
 
@@ -55,13 +56,25 @@ def test_what_something_swallowed_is_heard_at_the_next_occasion(number):
             pytest.fail("training began all the same")
 
 
-def test_a_second_ctrl_c_does_not_wait_and_a_second_sigterm_does():
+def test_a_second_ctrl_c_does_not_wait_and_a_second_sigterm_does(monkeypatch):
+    monkeypatch.setattr(signals, "SAME_S", 0.0)
     with listening() as stop, stop.deferred():
         ask(signal.SIGTERM)
         ask(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt) as raised:
             ask(signal.SIGINT)
     assert raised.type is KeyboardInterrupt
+
+
+def test_a_signal_that_comes_twice_at_once_is_one(number):
+    """torchrun passes on what the terminal or the cluster has told all."""
+    with listening(), pytest.raises(RAISED[number]) as raised:
+        with contextlib.suppress(KeyboardInterrupt):
+            ask(number)
+        ask(number)  # no second exception on the way out
+        with stop_request().deferred():
+            pytest.fail("it was forgotten")
+    assert raised.type is RAISED[number]
 
 
 def test_a_signal_that_is_still_on_its_way_is_waited_for():
