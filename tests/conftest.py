@@ -112,6 +112,7 @@ def tiny():
             widen_rounds=1,
             patch_shape=(output, output),
         )
+        changes = {"pseudo_masks": dataclasses.replace(recipe.pseudo_masks, teacher_views=1), **changes}
         return dataclasses.replace(recipe, front_end=front_end, back_end=back_end, num_cycles=2, **changes)
 
     return shrunk

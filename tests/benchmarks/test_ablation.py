@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
@@ -55,6 +56,9 @@ def test_runs_are_trained_once_and_stand_in_one_table(bench_data, tmp_path, tiny
 
     def here(recipe, run, arguments):
         trained.append(run.path.name)
+        if len(trained) > 1:  # one run is trained, the others are copies of it
+            shutil.copytree(tmp_path / trained[0], run.path)
+            return
         options = {"--data_dir": arguments["--data_dir"], "--gpu": "cpu", "--resume": False, "--no_scores": True}
         assert run_train.train_as(options, dataclasses.replace(recipe, log_dir=str(run.path)), cpu, ALONE) == 0
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from hovernet_cyclic.core.errors import CheckpointError, DatasetError, TrainingError
+from hovernet_cyclic.core.settings import PseudoMaskSettings
 from hovernet_cyclic.training import back_end, cyclic, front_end
 from hovernet_cyclic.training.run_dir import RunDir
 from models.checkpoint import load_checkpoint
@@ -189,6 +190,33 @@ def test_the_encoder_goes_round(drawn_once, tmp_path, train, finished, monkeypat
     assert handed_over == [True, False], "in the second part of the back end the student has moved on"
     state = load_checkpoint(finished.state)
     assert same_encoder(state.classifier, state.teacher)
+
+
+def test_the_teacher_is_asked_from_as_many_sides_as_the_recipe_says(train, drawn_once, tmp_path, monkeypatch):
+    asked, honest = [], cyclic.MeanOfViews
+
+    def watched(segmenter, views):
+        asked.append(views)
+        return honest(segmenter, views)
+
+    monkeypatch.setattr(cyclic, "MeanOfViews", watched)
+    train(drawn_once, tmp_path / "run", pseudo_masks=PseudoMaskSettings(teacher_views=2))
+    assert set(asked) == {2}
+
+
+def test_the_encoder_goes_round_as_the_recipe_says(train, drawn_once, tmp_path, monkeypatch):
+    """Two runs of two cycles: what the copies of encoders were made into."""
+    copies = []
+    honest = cyclic.copy_encoder
+
+    def watched(source, target):
+        copies.append(type(target).__name__)
+        honest(source, target)
+
+    monkeypatch.setattr(cyclic, "copy_encoder", watched)
+    for name, to_student, to_classifier in (("a", "first", True), ("b", "none", False)):
+        train(drawn_once, tmp_path / name, to_student=to_student, to_classifier=to_classifier)
+    assert copies == ["HoVerNet", "Classifier", "Classifier"]
 
 
 def test_the_folder_of_a_run_is_as_described(finished):
