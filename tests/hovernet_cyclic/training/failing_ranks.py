@@ -25,7 +25,7 @@ def meet(rank):
     if FATE == "bad files" or (FATE == "bad file" and rank == 1):
         raise DatasetError(f"image_{rank}.png is an empty file: copy or export it again.")
     if FATE == "code" and rank == 1:
-        sys.exit(7)
+        os._exit(7)
     if FATE == "asleep":
         (Path(LOG_DIR) / f"asleep_{rank}_{os.getpid()}").touch()
         time.sleep(300)
