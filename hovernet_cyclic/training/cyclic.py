@@ -217,8 +217,9 @@ def label_tiles(work: Work, cycle: int, activations: list[ActivationMap], with_t
     activations: of this process's own tiles, which it labels.
     """
     recipe = work.recipe
-    views, teacher = recipe.pseudo_masks.teacher_views, work.networks.segmenter(recipe, work.device)
-    segmenter = MeanOfViews(teacher, views) if with_teacher else None
+    segmenter = None
+    if with_teacher:
+        segmenter = MeanOfViews(work.networks.segmenter(recipe, work.device), recipe.pseudo_masks.teacher_views)
     jobs = (
         delayed(tile_candidates)(
             tile,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -36,21 +35,6 @@ class Lesson(Generic[BatchT]):
     settings: FrontEndSettings | BackEndSettings
 
 
-class Waiting:
-    """Counts the seconds that pass until the next item is there."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def of(self, items: Iterator[BatchT]) -> Iterator[BatchT]:
-        """Pass the items on."""
-        began = time.perf_counter()
-        for item in items:
-            self.seconds += time.perf_counter() - began
-            yield item
-            began = time.perf_counter()
-
-
 def teach(lesson: Lesson[BatchT], steps: range, stage: Stage) -> None:
     """Train for `steps` (numbers of the whole run: each draws its own batch), less those that the stage has behind it.
 
@@ -61,8 +45,7 @@ def teach(lesson: Lesson[BatchT], steps: range, stage: Stage) -> None:
     optimiser = OneCycleAdamW(lesson.network, lesson.settings, len(steps), half)
     left = steps[stage.keeper.begin(optimiser) :]
     lesson.network.train()
-    began, waiting = time.perf_counter(), Waiting()
-    batches = waiting.of(made_ahead(lesson.batch, left, stage.ranks.workers))
+    batches = made_ahead(lesson.batch, left, stage.ranks.workers)
     for step, batch in zip(left, stage.steps(batches, len(left), lesson.settings.batch_size), strict=True):
         try:
             values = optimiser.step(lesson.loss(network, batch))
@@ -75,4 +58,4 @@ def teach(lesson: Lesson[BatchT], steps: range, stage: Stage) -> None:
         stage.log.loss(lesson.curves, step, values)
         stage.keeper.stepped(lesson.curves, step)
     lesson.network.eval()
-    stage.log.waited(lesson.curves, steps.stop - 1, waiting.seconds / (time.perf_counter() - began))
+    stage.log.waited(lesson.curves, steps.stop - 1)

@@ -92,15 +92,19 @@ class Meter:
         """Of the steps, how many are done, in [0, 1]."""
         return self.done / max(1, self.total)
 
+    @property
+    def waited_share(self) -> float:
+        """Of the time so far, how much was spent waiting for the next item, in [0, 1]."""
+        return self.waited / max(1e-9, time.monotonic() - self.began)
+
     def parts(self) -> list[str]:
         """What the line tells, the most wanted first."""
         pace = (self.recent[-1] - self.recent[0]) / max(1, len(self.recent) - 1)  # seconds per step
         told = [f"loss {self.loss:.3f}"] if self.loss is not None else []
         told += [_rate(self.images / pace if pace > 0 else 0.0), f"{clock(pace * (self.total - self.done))} left"]
         told += _memory_parts(memory(), gpu_memory())
-        waited = self.waited / max(1e-9, time.monotonic() - self.began)
         told += [f"step {self.done}/{self.total}"]
-        return told + ([f"waited {waited:.0%} for data"] if self.losses else [])
+        return told + ([f"waited {self.waited_share:.0%} for data"] if self.losses else [])
 
     @property
     def loss(self) -> float | None:

@@ -232,9 +232,10 @@ class StageLog:
         for name, value in parts.items():
             self._writer.add_scalar(f"{stage}/{name}", value, step)
 
-    def waited(self, stage: str, step: int, share: float) -> None:
-        """Note which share of a stage's time the device waited for its batches. step: the stage's last."""
-        self._writer.add_scalar(f"{stage}/waiting_for_data", share, step)
+    def waited(self, stage: str, step: int) -> None:
+        """Give TensorBoard the share of the last stage's time that its batches were waited for. step: its last."""
+        if self._meter is not None:
+            self._writer.add_scalar(f"{stage}/waiting_for_data", self._meter.waited_share, step)
 
     def note(self, kind: str, **facts: Any) -> None:
         """Add a line to the history, see there."""

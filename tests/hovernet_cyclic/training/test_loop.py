@@ -3,23 +3,8 @@
 import torch
 
 from hovernet_cyclic.core.settings import BackEndSettings
-from hovernet_cyclic.training.loop import Lesson, Waiting, teach
+from hovernet_cyclic.training.loop import Lesson, teach
 from hovernet_cyclic.training.run_dir import RunDir, StageLog
-
-
-def test_waiting_is_the_time_until_an_item_is_there_not_that_of_its_use(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr("hovernet_cyclic.training.loop.time.perf_counter", lambda: clock[0])
-
-    def slow():
-        for number in range(3):
-            clock[0] += 2
-            yield number
-
-    waiting = Waiting()
-    for _ in waiting.of(slow()):
-        clock[0] += 10
-    assert waiting.seconds == 6
 
 
 def test_a_stage_notes_how_long_it_waited_for_data(tmp_path, cpu):

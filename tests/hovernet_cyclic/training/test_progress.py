@@ -122,3 +122,18 @@ def test_a_part_without_steps_tells_its_time_alone():
     assert (
         Spent("s", 10.0, 5, 100, memory=2**30, gpu_memory=2**31).line() == "s: 10 s, 10 images/s, 1.0 GiB, GPU 2.0 GiB"
     )
+
+
+def test_waiting_is_the_time_until_an_item_is_there_not_that_of_its_use(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("hovernet_cyclic.training.progress.time.monotonic", lambda: clock[0])
+
+    def slow():
+        for number in range(3):
+            clock[0] += 2
+            yield number
+
+    meter = Meter("a stage", total=3, images=1)
+    for _ in meter.timed(slow()):
+        clock[0] += 10
+    assert meter.waited == 6
