@@ -8,7 +8,6 @@ Both ways must give the same numbers, else the exit code is 1. The loops hold a 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
+from benchmarks.json_report import write_report
 from hovernet_cyclic.core.label_maps import instance_areas
 from hovernet_cyclic.core.metrics import score
 
@@ -172,9 +172,7 @@ def main() -> int:
     print(f"  one table, all  {report['table_all_s']:9.3f} s, F1 of detection and IoU included")
     print(f"  ratio           {report['ratio']:9.0f}")
     print(f"  largest relative difference {report['largest_relative_difference']:.1e}")
-    temporary = options.out.with_name(f".{options.out.name}.tmp")
-    temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(options.out)
+    write_report(options.out, report)
     return 0 if report["largest_relative_difference"] < 1e-12 else 1
 
 

@@ -31,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import config
 from benchmarks.demo_losses import stained_tiles
+from benchmarks.json_report import write_report
 from benchmarks.speed import matrix_rate
 from dataloader.classifier_loader import PatchSampler
 from dataloader.datasets import open_source
@@ -228,9 +229,7 @@ def main() -> int:
         return as_rank(given)
     print(HEADER)
     report = measure(given, partial(print, flush=True))
-    partial_file = given.out.with_name(f".{given.out.name}.tmp")
-    partial_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    partial_file.replace(given.out)
+    write_report(given.out, report)
     return 0
 
 

@@ -13,7 +13,6 @@ network's multiply-adds on each pixel once, at the rate at which this machine mu
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import platform
 import resource
@@ -33,6 +32,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import reference_pipeline as reference
+from benchmarks.json_report import write_report
 from dataloader.datasets.demo import draw_field
 from dataloader.datasets.demo_stain import photograph, random_stain
 from dataloader.images import read_rgb, write_png
@@ -294,9 +294,7 @@ def main() -> int:
     )
     print(HEADER)
     report = measure(options, partial(print, flush=True))
-    partial_file = given.out.with_name(f".{given.out.name}.tmp")
-    partial_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    partial_file.replace(given.out)
+    write_report(given.out, report)
     return 0
 
 
