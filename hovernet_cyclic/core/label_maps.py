@@ -14,12 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from hovernet_cyclic.core import runs
+from hovernet_cyclic.core.runs import LabelArray
 from hovernet_cyclic.core.types import Box, Float32Array, Int32Array, Int64Array, Nucleus
 
-LabelArray = npt.NDArray[np.integer[Any]]
-
-# Up to this many entries a table indexed by inst_id is cheaper than sorting the pixels.
-_LOOKUP_LIMIT = 1 << 22
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
 
@@ -28,31 +26,32 @@ def instance_areas(inst_map: LabelArray) -> tuple[Int64Array, Int64Array]:
 
     inst_map: integer (H, W). Raises ValueError for negative ids.
     """
-    if inst_map.size == 0:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    if int(inst_map.min()) < 0:
+    ids, of_ids, index = _instances(inst_map)
+    return ids, runs.areas(of_ids, index, ids.size)
+
+
+def _instances(inst_map: LabelArray) -> tuple[Int64Array, runs.Runs, Int64Array]:
+    """Ids as in `instance_areas`, the runs that hold one, and int64 (R,), where in the ids that of each run stands."""
+    found = runs.runs_of(inst_map)
+    if found.values.min(initial=0) < 0:
         raise ValueError("inst_map holds negative ids; 0 is background and ids are positive")
-    if int(inst_map.max()) < _LOOKUP_LIMIT:
-        counts = np.bincount(inst_map.ravel().astype(np.int64))
-        ids = np.flatnonzero(counts)
-        areas = counts[ids]
-    else:
-        ids, areas = np.unique(inst_map, return_counts=True)
-    keep = ids != 0
-    return ids[keep].astype(np.int64), areas[keep].astype(np.int64)
+    found = found.of(found.values > 0)
+    ids = np.unique(found.values)
+    return ids.astype(np.int64), found, np.searchsorted(ids, found.values)
 
 
 def instance_indices(inst_map: LabelArray, inst_ids: Int64Array) -> Int32Array:
-    """int32 (H, W): 0 where inst_map is none of inst_ids, else 1 + the position of its id in inst_ids (ascending)."""
+    """int32, in the shape of inst_map: 0 where it is none of inst_ids, else 1 + where its id stands in them.
+
+    inst_map: integer (..., W). inst_ids: ascending.
+    """
     if inst_ids.size == 0:
         return np.zeros(inst_map.shape, np.int32)
-    largest = int(inst_map.max()) if inst_map.size else 0
-    if largest < _LOOKUP_LIMIT:
-        table = np.zeros(max(largest, int(inst_ids[-1])) + 1, np.int32)
-        table[inst_ids] = np.arange(1, inst_ids.size + 1)
-        return table[inst_map]
-    position = np.searchsorted(inst_ids, inst_map).clip(max=inst_ids.size - 1)
-    return np.where(inst_ids[position] == inst_map, position + 1, 0).astype(np.int32)
+    starts = runs.run_starts(inst_map)
+    values = inst_map.ravel()[starts]
+    position = np.searchsorted(inst_ids, values).clip(max=inst_ids.size - 1)
+    index = np.where(inst_ids[position] == values, position + 1, 0).astype(np.int32)
+    return np.repeat(index, np.diff(starts, append=inst_map.size)).reshape(inst_map.shape)
 
 
 def relabel(inst_map: LabelArray) -> Int32Array:
@@ -65,19 +64,14 @@ def remove_small(inst_map: LabelArray, min_area: int) -> Int32Array:
     ids, areas = instance_areas(inst_map)
     kept = ids[areas >= min_area]
     values = np.concatenate([np.zeros(1, np.int32), kept.astype(np.int32)])
-    return values[instance_indices(inst_map, kept)]
+    return values.take(instance_indices(inst_map, kept))
 
 
 def boxes(inst_map: LabelArray) -> dict[int, Box]:
     """inst_id -> the smallest half-open box round it, px, ascending ids. inst_map: integer (H, W)."""
-    ids, _ = instance_areas(inst_map)
-    if ids.size == 0:
-        return {}
-    slices = ndimage.find_objects(instance_indices(inst_map, ids))
-    return {
-        int(inst_id): Box(rows.start, columns.start, rows.stop, columns.stop)
-        for inst_id, (rows, columns) in zip(ids, slices, strict=True)
-    }
+    ids, of_ids, index = _instances(inst_map)
+    corners = runs.boxes(of_ids, index, ids.size).tolist()
+    return {inst_id: Box(*box) for inst_id, box in zip(ids.tolist(), corners, strict=True)}
 
 
 def split_disconnected(inst_map: LabelArray) -> Int32Array:
@@ -178,35 +172,21 @@ def extract_nuclei(
 
 
 def _places(inst_map: LabelArray) -> list[tuple[int, Box, tuple[float, float]]]:
-    """(inst_id, box, centroid (x, y) of its pixels) of each instance, ascending ids; in one go over the pixels."""
-    ids, areas = instance_areas(inst_map)
-    if ids.size == 0:
-        return []
-    inside = np.flatnonzero(inst_map)
-    index = _positions(inst_map.ravel()[inside], ids)
-    rows, columns = np.divmod(inside.astype(np.int32), np.int32(inst_map.shape[1]))
-    top, left, bottom, right = np.zeros((4, ids.size), np.int32)
-    top[index[::-1]], bottom[index] = rows[::-1], rows + 1  # in reading order: the first and the last row
-    left[:] = inst_map.shape[1]
-    np.minimum.at(left, index, columns)
-    np.maximum.at(right, index, columns + 1)
-    # Sums from each box's corner are small whole numbers, so that the means are exact to the last bit.
-    x = np.bincount(index, weights=columns - left[index], minlength=ids.size) / areas + left
-    y = np.bincount(index, weights=rows - top[index], minlength=ids.size) / areas + top
-    corners = zip(top.tolist(), left.tolist(), bottom.tolist(), right.tolist(), strict=True)
+    """(inst_id, box, centroid (x, y) of its pixels) of each instance, ascending ids."""
+    ids, of_ids, index = _instances(inst_map)
+    areas = runs.areas(of_ids, index, ids.size)
+    corners = runs.boxes(of_ids, index, ids.size)
+    top, left, _, _ = corners.T
+    # Sums from each box's corner are whole numbers, small enough for the means to be exact to the last bit.
+    lengths = of_ids.lengths
+    right_of_left = (of_ids.columns - left[index]) * lengths + lengths * (lengths - 1) // 2
+    x = np.bincount(index, weights=right_of_left, minlength=ids.size) / areas + left
+    y = np.bincount(index, weights=(of_ids.rows - top[index]) * lengths, minlength=ids.size) / areas + top
     centroids = zip(x.tolist(), y.tolist(), strict=True)
     return [
-        (inst_id, Box(*box), centroid) for inst_id, box, centroid in zip(ids.tolist(), corners, centroids, strict=True)
+        (inst_id, Box(*box), centroid)
+        for inst_id, box, centroid in zip(ids.tolist(), corners.tolist(), centroids, strict=True)
     ]
-
-
-def _positions(values: LabelArray, ids: Int64Array) -> Int64Array:
-    """Where each value, one of ids (ascending), stands in ids."""
-    if int(ids[-1]) < _LOOKUP_LIMIT:
-        table = np.zeros(int(ids[-1]) + 1, np.int64)
-        table[ids] = np.arange(ids.size)
-        return table[values]
-    return np.searchsorted(ids, values).astype(np.int64)
 
 
 def _first_contour(mask: npt.NDArray[np.uint8], box: Box) -> Int32Array:

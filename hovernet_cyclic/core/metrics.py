@@ -21,7 +21,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import cdist
 
-from hovernet_cyclic.core.label_maps import LabelArray, instance_areas, instance_indices
+from hovernet_cyclic.core.label_maps import instance_areas, instance_indices
+from hovernet_cyclic.core.runs import LabelArray
 from hovernet_cyclic.core.types import Int64Array
 
 Float64Array = npt.NDArray[np.float64]
