@@ -8,7 +8,7 @@ neighbourhood only, so a nucleus is the same however a slide is cut into tiles.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import cv2
@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from skimage.segmentation import watershed
 
+from hovernet_cyclic.core import runs
 from hovernet_cyclic.core.errors import RecipeError
-from hovernet_cyclic.core.label_maps import relabel, remove_small
-from hovernet_cyclic.core.types import BoolArray, Float32Array, Int32Array, RawMaps, UInt8Array
+from hovernet_cyclic.core.label_maps import instance_areas, instance_indices
+from hovernet_cyclic.core.types import BoolArray, Float32Array, Int32Array, Int64Array, RawMaps, UInt8Array
 
 NUCLEUS_PROB = 0.5
 SMALLEST_AREA = 10  # px, of a region of nuclei and of a marker
@@ -31,6 +32,7 @@ LOCAL_KSIZE = 11
 # is the slope inside a nucleus. With EDGE this parts nuclei at a strength of 0.03.
 LOCAL_RANGE = (-0.57, 0.93)
 LOCAL_LARGEST_HOLE = 100  # px that a marker may enclose and be filled
+REGIONS_AT_ONCE = 25  # of a watershed: fewer begin anew too often, more wait in too long a queue
 LOCAL_SMALLEST = 30  # px of a region without a marker that is a nucleus all the same: from here on targets hold hv
 
 FloatArray = npt.NDArray[np.floating]
@@ -52,18 +54,25 @@ def segment(raw: RawMaps, variant: str = "local", smallest: int = SMALLEST_AREA)
         return _grow(markers, heights, regions, _reference_numbers)
     markers, heights = _markers(regions, _local_edges(hv_map), LOCAL_LARGEST_HOLE)
     inst_map = _grow(markers, heights, regions, _local_numbers)
-    return inst_map if smallest <= SMALLEST_AREA else relabel(remove_small(inst_map, smallest))
+    if smallest <= SMALLEST_AREA:
+        return inst_map
+    ids, areas = instance_areas(inst_map)
+    return instance_indices(inst_map, ids[areas >= smallest])
+
+
+Part = tuple[slice, slice]
 
 
 class Regions(NamedTuple):
     """Regions of a mask whose pixels touch by their sides, those of too few pixels left out.
 
-    numbers: int32 (H, W), 0 where there is none; in reading order of their first pixels, with gaps. areas: int32 (R,)
-    px, by number. boxes: int32 (R, 4), left, top, width, height. kept: bool (R,), whether a number is in use.
+    numbers: int32 (H, W), 0 where there is none; in reading order of their first pixels, with gaps. areas: int64 (R,)
+    px, by number. boxes: int32 (R, 4), top, left, bottom, right, half-open. kept: bool (R,), whether it is
+    in use.
     """
 
     numbers: Int32Array
-    areas: Int32Array
+    areas: Int64Array
     boxes: Int32Array
     kept: BoolArray
 
@@ -71,16 +80,18 @@ class Regions(NamedTuple):
 def _regions(mask: UInt8Array, smallest: int) -> Regions:
     """The regions of a mask, uint8 (H, W) 0 or not, of `smallest` px or more."""
     if mask.size == 0:
-        nothing = np.zeros(1, np.int32)
-        return Regions(np.zeros(mask.shape, np.int32), nothing, np.zeros((1, 4), np.int32), nothing > 0)
-    _, numbers, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
-    areas = np.asarray(stats[:, cv2.CC_STAT_AREA], np.int32)
+        return Regions(
+            np.zeros(mask.shape, np.int32), np.zeros(1, np.int64), np.zeros((1, 4), np.int32), np.zeros(1, bool)
+        )
+    count, numbers = cv2.connectedComponents(mask, connectivity=4)
+    # Areas and boxes are had from runs in half the time that OpenCV takes for its statistics.
+    found = runs.runs_of(np.asarray(numbers, np.int32))
+    areas = runs.areas(found, found.values, count)
     kept = areas >= smallest
     kept[0] = False
     if not kept[1:].all():
-        numbers = np.where(kept, np.arange(kept.size, dtype=np.int32), 0)[numbers]
-    boxes = np.asarray(stats[:, : cv2.CC_STAT_AREA], np.int32)
-    return Regions(np.asarray(numbers, np.int32), areas, boxes, np.asarray(kept, np.bool_))
+        numbers = np.repeat((found.values * kept[found.values]), found.lengths).reshape(mask.shape)
+    return Regions(np.asarray(numbers, np.int32), areas, runs.boxes(found, found.values, count), kept)
 
 
 def _hovernet_edges(hv_map: Float32Array) -> FloatArray:
@@ -134,18 +145,17 @@ def _fill_holes(mask: BoolArray, largest: int) -> UInt8Array:
     """The mask and what it encloses, up to `largest` px a hole: what is outside reaches the border of the tile."""
     filled = mask.view(np.uint8)
     outside = _regions(np.logical_not(mask).view(np.uint8), 1)
-    left, top, width, height = outside.boxes.T
-    rows, columns = mask.shape
-    inner = (left > 0) & (top > 0) & (left + width < columns) & (top + height < rows)
+    top, left, bottom, right = outside.boxes.T
+    inner = (top > 0) & (left > 0) & (bottom < mask.shape[0]) & (right < mask.shape[1])
     for number in np.flatnonzero(inner & outside.kept & (outside.areas <= largest)):
         box = _slices(outside.boxes[number])
         filled[box][outside.numbers[box] == number] = 1
     return filled
 
 
-def _slices(box: Int32Array) -> tuple[slice, slice]:
-    left, top, width, height = box
-    return slice(top, top + height), slice(left, left + width)
+def _slices(box: Int32Array) -> Part:
+    top, left, bottom, right = box.tolist()
+    return slice(top, bottom), slice(left, right)
 
 
 class Marked(NamedTuple):
@@ -161,8 +171,9 @@ class Marked(NamedTuple):
 
 
 def _marked(markers: Int32Array, regions: Regions) -> Marked:
-    places = np.flatnonzero(markers)
-    where, which = regions.numbers.ravel()[places], markers.ravel()[places]
+    starts = runs.run_starts(markers, regions.numbers)  # each marker in each region has a run
+    starts = starts[markers.ravel()[starts] > 0]
+    where, which = regions.numbers.ravel()[starts], markers.ravel()[starts]
     used = np.zeros(int(which.max(initial=0)) + 1, np.bool_)
     used[which[where > 0]] = True
     marker = np.zeros(regions.areas.size, np.int32)
@@ -190,32 +201,100 @@ def _local_numbers(marked: Marked, regions: Regions) -> Numbers:
     return of_markers, (np.cumsum(alone, dtype=np.int32) + of_markers.max(initial=0)) * alone
 
 
+class Ground(NamedTuple):
+    """What markers grow over.
+
+    markers: int32 (H, W), 0 where there is none. heights: floating (H, W). rim: bool (H, W), pixels of regions that are
+    in no marker or beside such a pixel: the rest of a marker has nothing to grow over.
+    """
+
+    markers: Int32Array
+    heights: FloatArray
+    regions: Regions
+    rim: BoolArray
+
+
 def _grow(
     markers: Int32Array, heights: FloatArray, regions: Regions, numbers: Callable[[Marked, Regions], Numbers]
 ) -> Int32Array:
-    """Watershed of `heights` from `markers` within regions, one by one: the same as on the whole tile.
+    """Watershed of `heights` from `markers` within regions: the same as on the whole tile.
 
     A region that holds one marker is that nucleus. numbers: what nuclei are called, int32 by number of their marker,
     and by number of a region without one (0: no nucleus).
     """
     marked = _marked(markers, regions)
     of_markers, of_regions = numbers(marked, regions)
-    inst_map: Int32Array = np.where(marked.marker > 0, of_markers[marked.marker], of_regions)[regions.numbers]
-    edge = _at_open_pixels(markers, regions)
-    for region in marked.several:
-        box = _slices(regions.boxes[region])
-        here = regions.numbers[box] == region
-        seeds = markers[box] * here
-        # A marker's pixels that touch no open one have nothing to grow over: most of the work is left out with them.
-        inner = (seeds > 0) & (edge[box] == 0)
-        mask = here & ~inner
-        grown = watershed(heights[box], markers=seeds * mask, mask=mask)  # type: ignore[no-untyped-call]
-        inst_map[box][here] = of_markers[np.where(inner, seeds, grown)[here]]
+    inst_map: Int32Array = np.where(marked.marker > 0, of_markers[marked.marker], of_regions).take(regions.numbers)
+    ground = Ground(markers, heights, regions, _rim(markers, regions))
+    tied = _tied(ground, marked.several)
+    untied = np.setdiff1d(marked.several, tied)
+    for group in (*np.split(untied, range(REGIONS_AT_ONCE, untied.size, REGIONS_AT_ONCE)), *tied[:, None]):
+        for part, here, which in _flooded(ground, group):
+            np.copyto(inst_map[part], of_markers[which], where=here)
     return inst_map
 
 
-def _at_open_pixels(markers: Int32Array, regions: Regions) -> UInt8Array:
-    """uint8 (H, W), 1 where a pixel or one at its sides is in a region and in no marker."""
+def _rim(markers: Int32Array, regions: Regions) -> BoolArray:
+    """bool (H, W), see Ground; of background too what is beside an unmarked pixel."""
     unmarked = ((regions.numbers > 0) & (markers == 0)).view(np.uint8)
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
-    return np.asarray(cv2.dilate(unmarked, cross), np.uint8) if unmarked.size else unmarked
+    return np.asarray(cv2.dilate(unmarked, cross) if unmarked.size else unmarked, np.uint8).view(np.bool_)
+
+
+def _tied(ground: Ground, several: Int32Array) -> Int32Array:
+    """Which of the regions, ascending numbers, hold two markers that begin to grow at the very same height.
+
+    The watershed takes pixels by height, then by how long they have waited. Where a marker begins, all have waited
+    equally long, and among pixels of one height its queue decides, which depends on whatever else waits there.
+    """
+    holds_several = np.zeros(ground.regions.areas.size, np.bool_)
+    holds_several[several] = True
+    places = np.flatnonzero(ground.rim & (ground.markers > 0))
+    places = places[holds_several[ground.regions.numbers.ravel()[places]]]
+    heights = ground.heights.ravel()
+    ascending = np.sort(heights[places])
+    # Few begin at a height that another begins at too: the rest need not be put in order.
+    places = places[np.isin(heights[places], ascending[1:][ascending[1:] == ascending[:-1]])]
+    where, which = ground.regions.numbers.ravel()[places], ground.markers.ravel()[places]
+    order = np.lexsort((heights[places], where))
+    where, height, which = where[order], heights[places[order]], which[order]
+    equal = (where[1:] == where[:-1]) & (height[1:] == height[:-1]) & (which[1:] != which[:-1])
+    tied: Int32Array = np.unique(where[1:][equal])
+    return tied
+
+
+def _flooded(ground: Ground, group: Int32Array) -> Iterator[tuple[Part, BoolArray, Int32Array]]:
+    """For each region of a group its box, where in it the region lies, and the markers that pixels there fall to.
+
+    The regions stand side by side on one canvas, for one call of the watershed: most of a call's time is its beginning.
+    """
+    parts = [_slices(box) for box in ground.regions.boxes[group]]
+    heres = [ground.regions.numbers[part] == region for part, region in zip(parts, group, strict=True)]
+    places, shape = _shelves([here.shape for here in heres])
+    heights = np.zeros(shape, ground.heights.dtype)
+    markers, mask = np.zeros(shape, np.int32), np.zeros(shape, np.bool_)
+    for part, here, place in zip(parts, heres, places, strict=True):
+        heights[place], markers[place] = ground.heights[part], ground.markers[part]
+        np.logical_and(here, ground.rim[part], out=mask[place])
+    if mask.any():
+        grown = watershed(heights, markers=markers, mask=mask)  # type: ignore[no-untyped-call]
+        np.copyto(markers, grown, where=mask)
+    for part, here, place in zip(parts, heres, places, strict=True):
+        yield part, here, markers[place]
+
+
+def _shelves(shapes: list[tuple[int, ...]]) -> tuple[list[Part], tuple[int, int]]:
+    """Where boxes of these shapes (height, width) stand on a canvas, a pixel apart, and the canvas' shape.
+
+    They stand in rows, the highest first, on a canvas about as wide as high.
+    """
+    across = max([int(sum(height * width for height, width in shapes) ** 0.5), *(width for _, width in shapes)])
+    places: list[Part] = [(slice(0), slice(0))] * len(shapes)
+    top = left = bottom = 0
+    for i in sorted(range(len(shapes)), key=lambda i: -shapes[i][0]):
+        height, width = shapes[i]
+        if left + width > across:
+            top, left = bottom, 0
+        places[i] = (slice(top, top + height), slice(left, left + width))
+        left, bottom = left + width + 1, max(bottom, top + height + 1)
+    return places, (bottom, across)

@@ -10,7 +10,7 @@ from scipy import ndimage
 from skimage.segmentation import watershed
 
 from hovernet_cyclic.core.errors import RecipeError
-from hovernet_cyclic.core.label_maps import remove_small
+from hovernet_cyclic.core.label_maps import relabel, remove_small
 from hovernet_cyclic.core.types import RawMaps
 from models.hovernet.post_proc import segment
 from models.hovernet.targets import hover_targets
@@ -166,6 +166,36 @@ def test_local_variant_sees_only_the_neighbourhood(seed, top, left):
     assume((settled & (whole > 0)).any())
     pairs = np.unique(np.stack([whole[settled], part[settled]]), axis=1)
     assert len(np.unique(pairs[0])) == pairs.shape[1] == len(np.unique(pairs[1]))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_nucleus_is_the_same_whatever_else_is_on_the_tile(seed):
+    """Where markers begin to grow at equal heights too: steps of three values make many such."""
+    rng = np.random.default_rng(seed)
+    tiles = []
+    for _ in range(36):
+        np_prob = np.kron(rng.random((5, 5)) < 0.8, np.ones((8, 8))).astype(np.float32)
+        hv_map = np.kron(rng.choice([-1, 0, 1], (5, 5, 2)), np.ones((8, 8, 1))).astype(np.float32)
+        tiles.append(RawMaps(np.pad(np_prob, 8), np.pad(hv_map, ((8, 8), (8, 8), (0, 0)))))
+    rows = [tiles[i : i + 6] for i in range(0, 36, 6)]
+    whole = segment(
+        RawMaps(
+            np.block([[t.np_prob for t in row] for row in rows]),
+            np.vstack([np.hstack([t.hv_map for t in row]) for row in rows]),
+        )
+    )
+    for i, tile in enumerate(tiles):
+        part = whole[i // 6 * 56 :][:56, i % 6 * 56 :][:, :56]
+        alone = segment(tile)
+        pairs = np.unique(np.stack([part.ravel(), alone.ravel()]), axis=1)
+        assert len(np.unique(pairs[0])) == pairs.shape[1] == len(np.unique(pairs[1]))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), smallest=st.integers(11, 200))
+def test_small_nuclei_are_left_out_and_the_rest_renumbered(seed, smallest):
+    raw = noisy_maps(seed)
+    np.testing.assert_array_equal(segment(raw, "local", smallest), relabel(remove_small(segment(raw), smallest)))
 
 
 def test_an_artefact_far_away_changes_nothing_for_the_local_variant_only():
