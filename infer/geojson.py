@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from hovernet_cyclic.core.types import BoolArray, Nucleus, SegmentedTile, UInt8Array
+from hovernet_cyclic.core.types import Nucleus, SegmentedTile, UInt8Array
 from infer.type_info import TypeInfo
 
 Ring = list[list[int]]
@@ -40,7 +40,7 @@ def _feature(tile: SegmentedTile, inst_id: int, types: TypeInfo) -> dict[str, An
             "objectType": "detection",
             "classification": {"name": name, "color": list(types.colour(nucleus.type_id))},
             "measurements": {
-                **_measurements(inst_id, nucleus, int(mask.sum()), tile.mpp),
+                **_measurements(inst_id, nucleus, int(np.count_nonzero(mask)), tile.mpp),
                 **_type_measurements(nucleus, types),
             },
         },
@@ -68,59 +68,36 @@ def _mask(tile: SegmentedTile, inst_id: int) -> UInt8Array:
 
 def _geometry(mask: UInt8Array, nucleus: Nucleus) -> dict[str, Any]:
     """A Polygon; a MultiPolygon where the nucleus is in pieces that touch at corners at most."""
-    origin = np.array([nucleus.bbox.left, nucleus.bbox.top])
-    rings = [(np.array(ring) + origin).tolist() for ring in outlines(mask)]
+    rings = outlines(mask, (nucleus.bbox.left, nucleus.bbox.top))
     if len(rings) == 1:
         return {"type": "Polygon", "coordinates": rings}
     return {"type": "MultiPolygon", "coordinates": [[ring] for ring in rings]}
 
 
-def outlines(mask: UInt8Array) -> list[Ring]:
+def outlines(mask: UInt8Array, origin: tuple[int, int] = (0, 0)) -> list[Ring]:
     """Closed rings of (x, y) corners, one per piece of the mask whose pixels touch by their sides; holes are filled.
 
-    mask: uint8 (H, W), 0 or 1. A ring runs clockwise as seen on a screen, along the pixels' edges, and never
-    crosses or touches itself.
+    mask: uint8 (H, W), 0 or 1. origin: x, y of its top left corner. A ring begins at the left end of its topmost edge
+    and runs clockwise as seen on a screen, along the pixels' edges, and never crosses or touches itself.
     """
     count, pieces = cv2.connectedComponents(mask, connectivity=4)
-    return [_outline((pieces == piece).astype(np.uint8)) for piece in range(1, count)]
+    if count == 2:
+        return [_outline(mask, origin)]
+    return [_outline((pieces == piece).astype(np.uint8), origin) for piece in range(1, count)]
 
 
-def _outline(piece: UInt8Array) -> Ring:
+def _outline(piece: UInt8Array, origin: tuple[int, int]) -> Ring:
     """The ring of one piece."""
-    padded = np.pad(piece, 1)
-    # Filled by their sides, holes leave no corner where the border meets itself: each corner has one way on.
-    _, beyond = cv2.connectedComponents(1 - padded, connectivity=4)
-    filled = beyond != beyond[0, 0]
-    width = filled.shape[1] + 1  # of the grid of corners
-    onward = _onward(filled, width)
-    start = next(iter(onward))
-    ring, corner, heading = [], start, 0
-    while True:
-        following = onward[corner]
-        if following - corner != heading:  # corners along a straight edge are left out
-            ring.append([corner % width - 1, corner // width - 1])
-            heading = following - corner
-        corner = following
-        if corner == start:
-            break
-    return [*ring, ring[0]]
-
-
-def _onward(filled: BoolArray, width: int) -> dict[int, int]:
-    """For each corner of the border the next one, clockwise; corners are numbered row by row, `width` in a row.
-
-    The first is the left end of the topmost edge, where the border turns.
-    """
-    inner = filled[1:-1, 1:-1]
-    edges = (
-        (inner & ~filled[:-2, 1:-1], 0, 1),  # top edges, to the right
-        (inner & ~filled[1:-1, 2:], 1, width + 1),  # right edges, downwards
-        (inner & ~filled[2:, 1:-1], width + 1, width),  # bottom edges, to the left
-        (inner & ~filled[1:-1, :-2], width, 0),  # left edges, upwards
-    )
-    onward: dict[int, int] = {}
-    for edge, begin, end in edges:
-        rows, columns = np.nonzero(edge)
-        corner = (rows + 1) * width + columns + 1
-        onward.update(zip((corner + begin).tolist(), (corner + end).tolist(), strict=True))
-    return onward
+    # Twice as large, each pixel is four, one at each of its corners. The contour, anticlockwise, turns at the one of a
+    # corner that points outwards, and steps aslant between two of a corner that points inwards. It does so as well
+    # where pixels touch at a corner only, and leaves out what they enclose.
+    large = cv2.resize(piece, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+    start = (2 * origin[0], 2 * origin[1])
+    contours, _ = cv2.findContours(large, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=start)
+    points = np.asarray(contours[0], np.int32)[:, 0]
+    closed = (np.concatenate([points[:1], points[::-1]]) + 1) >> 1
+    x, y = closed.T
+    differs = np.ones(len(closed), np.bool_)
+    np.logical_or(x[1:] != x[:-1], y[1:] != y[:-1], out=differs[1:])
+    ring: Ring = closed.compress(differs, axis=0).tolist()
+    return ring

@@ -44,6 +44,16 @@ def test_rings_are_the_mask_with_its_holes_filled(mask):
         assert ((steps[:-1] != 0).argmax(axis=1) != (steps[1:] != 0).argmax(axis=1)).all()  # every corner is a turn
 
 
+@settings(max_examples=100, deadline=None)
+@given(MASKS, st.tuples(st.integers(0, 10**6), st.integers(0, 10**6)))
+def test_rings_begin_at_the_left_end_of_their_topmost_edge_and_count_from_the_origin(mask, origin):
+    rings = outlines(mask)
+    for ring in rings:
+        assert ring[0] == min(ring, key=lambda corner: (corner[1], corner[0]))
+        assert ring[1][1] == ring[0][1]
+    assert outlines(mask, origin) == [[[x + origin[0], y + origin[1]] for x, y in ring] for ring in rings]
+
+
 def two_nuclei():
     inst_map = np.zeros((10, 12), np.int32)
     inst_map[2:6, 3:8] = 4
