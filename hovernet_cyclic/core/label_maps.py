@@ -45,13 +45,18 @@ def instance_indices(inst_map: LabelArray, inst_ids: Int64Array) -> Int32Array:
 
     inst_map: integer (..., W). inst_ids: ascending.
     """
+    return _repainted(inst_map, inst_ids, np.arange(1, inst_ids.size + 1, dtype=np.int32))
+
+
+def _repainted(inst_map: LabelArray, inst_ids: Int64Array, values: Int32Array) -> Int32Array:
+    """int32, in the shape of inst_map: for each of inst_ids (ascending) its value, int32 (N,), and 0 elsewhere."""
     if inst_ids.size == 0:
         return np.zeros(inst_map.shape, np.int32)
     starts = runs.run_starts(inst_map)
-    values = inst_map.ravel()[starts]
-    position = np.searchsorted(inst_ids, values).clip(max=inst_ids.size - 1)
-    index = np.where(inst_ids[position] == values, position + 1, 0).astype(np.int32)
-    return np.repeat(index, np.diff(starts, append=inst_map.size)).reshape(inst_map.shape)
+    held = inst_map.ravel()[starts]
+    position = np.searchsorted(inst_ids, held).clip(max=inst_ids.size - 1)
+    of_runs = np.where(inst_ids[position] == held, values[position], np.int32(0))
+    return np.repeat(of_runs, np.diff(starts, append=inst_map.size)).reshape(inst_map.shape)
 
 
 def relabel(inst_map: LabelArray) -> Int32Array:
@@ -63,8 +68,7 @@ def remove_small(inst_map: LabelArray, min_area: int) -> Int32Array:
     """int32 (H, W): instances of fewer than min_area px become background; the others keep their ids (below 2**31)."""
     ids, areas = instance_areas(inst_map)
     kept = ids[areas >= min_area]
-    values = np.concatenate([np.zeros(1, np.int32), kept.astype(np.int32)])
-    return values.take(instance_indices(inst_map, kept))
+    return _repainted(inst_map, kept, kept.astype(np.int32))
 
 
 def boxes(inst_map: LabelArray) -> dict[int, Box]:
