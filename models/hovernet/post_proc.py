@@ -32,7 +32,8 @@ LOCAL_KSIZE = 11
 # is the slope inside a nucleus. With EDGE this parts nuclei at a strength of 0.03.
 LOCAL_RANGE = (-0.57, 0.93)
 LOCAL_LARGEST_HOLE = 100  # px that a marker may enclose and be filled
-REGIONS_AT_ONCE = 25  # of a watershed: fewer begin anew too often, more wait in too long a queue
+REGIONS_AT_ONCE = 25  # of a watershed: fewer begin anew too often, more wait in too long a queue (5 to 400 were timed)
+PIXELS_AT_ONCE = 1 << 20  # and so many px in their boxes, which may overlap: a canvas is not to outgrow its tile
 LOCAL_SMALLEST = 30  # px of a region without a marker that is a nucleus all the same: from here on targets hold hv
 
 FloatArray = npt.NDArray[np.floating]
@@ -228,10 +229,18 @@ def _grow(
     ground = Ground(markers, heights, regions, _rim(markers, regions))
     tied = _tied(ground, marked.several)
     untied = np.setdiff1d(marked.several, tied)
-    for group in (*np.split(untied, range(REGIONS_AT_ONCE, untied.size, REGIONS_AT_ONCE)), *tied[:, None]):
+    for group in (*_groups(untied, regions), *tied[:, None]):
         for part, here, which in _flooded(ground, group):
             np.copyto(inst_map[part], of_markers[which], where=here)
     return inst_map
+
+
+def _groups(chosen: Int32Array, regions: Regions) -> list[Int32Array]:
+    """The chosen regions in their order, as many at a time as one watershed is to take."""
+    top, left, bottom, right = regions.boxes[chosen].astype(np.int64).T
+    filled = np.cumsum((bottom - top) * (right - left)) // PIXELS_AT_ONCE
+    counted = np.arange(chosen.size) // REGIONS_AT_ONCE
+    return np.split(chosen, 1 + np.flatnonzero((np.diff(filled) > 0) | (np.diff(counted) > 0)))
 
 
 def _rim(markers: Int32Array, regions: Regions) -> BoolArray:
@@ -242,16 +251,18 @@ def _rim(markers: Int32Array, regions: Regions) -> BoolArray:
 
 
 def _tied(ground: Ground, several: Int32Array) -> Int32Array:
-    """Which of the regions, ascending numbers, hold two markers that begin to grow at the very same height.
+    """Which of the regions, ascending numbers, hold two markers that begin to grow at the very same height, or nan.
 
     The watershed takes pixels by height, then by how long they have waited. Where a marker begins, all have waited
-    equally long, and among pixels of one height its queue decides, which depends on whatever else waits there.
+    equally long, and among pixels of one height its queue decides, which depends on whatever else waits there. A height
+    that is no number puts the whole queue out of order.
     """
     holds_several = np.zeros(ground.regions.areas.size, np.bool_)
     holds_several[several] = True
     places = np.flatnonzero(ground.rim & (ground.markers > 0))
     places = places[holds_several[ground.regions.numbers.ravel()[places]]]
     heights = ground.heights.ravel()
+    unordered = ground.regions.numbers[~np.isfinite(ground.heights)]
     ascending = np.sort(heights[places])
     # Few begin at a height that another begins at too: the rest need not be put in order.
     places = places[np.isin(heights[places], ascending[1:][ascending[1:] == ascending[:-1]])]
@@ -259,7 +270,7 @@ def _tied(ground: Ground, several: Int32Array) -> Int32Array:
     order = np.lexsort((heights[places], where))
     where, height, which = where[order], heights[places[order]], which[order]
     equal = (where[1:] == where[:-1]) & (height[1:] == height[:-1]) & (which[1:] != which[:-1])
-    tied: Int32Array = np.unique(where[1:][equal])
+    tied: Int32Array = np.unique(np.concatenate([where[1:][equal], np.intersect1d(unordered, several)]))
     return tied
 
 

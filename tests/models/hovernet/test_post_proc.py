@@ -12,6 +12,7 @@ from skimage.segmentation import watershed
 from hovernet_cyclic.core.errors import RecipeError
 from hovernet_cyclic.core.label_maps import relabel, remove_small
 from hovernet_cyclic.core.types import RawMaps
+from models.hovernet import post_proc
 from models.hovernet.post_proc import segment
 from models.hovernet.targets import hover_targets
 
@@ -189,6 +190,33 @@ def test_a_nucleus_is_the_same_whatever_else_is_on_the_tile(seed):
         alone = segment(tile)
         pairs = np.unique(np.stack([part.ravel(), alone.ravel()]), axis=1)
         assert len(np.unique(pairs[0])) == pairs.shape[1] == len(np.unique(pairs[1]))
+
+
+def test_where_a_network_answers_no_number_the_rest_of_the_tile_stays_as_it_is():
+    raw = noisy_maps(3)
+    height, width = raw.np_prob.shape
+    gap = np.zeros((height, 24), np.float32)
+    np_prob = np.hstack([raw.np_prob, gap, raw.np_prob])
+    spoilt = raw.hv_map.copy()
+    spoilt[: height // 2] = np.nan
+    for left in (raw.hv_map, spoilt):
+        hv_map = np.hstack([left, np.zeros((height, 24, 2), np.float32), raw.hv_map])
+        found = segment(RawMaps(np_prob, hv_map))[:, width + 24 :]
+        alone = segment(
+            RawMaps(np.hstack([gap, raw.np_prob]), np.hstack([np.zeros((height, 24, 2), np.float32), raw.hv_map]))
+        )[:, 24:]
+        pairs = np.unique(np.stack([found.ravel(), alone.ravel()]), axis=1)
+        assert len(np.unique(pairs[0])) == pairs.shape[1] == len(np.unique(pairs[1]))
+
+
+@pytest.mark.parametrize("limit", [1, 300])
+def test_how_many_regions_are_flooded_together_changes_nothing(limit, monkeypatch):
+    raw = noisy_maps(5)
+    expected = segment(raw)
+    monkeypatch.setattr(post_proc, "PIXELS_AT_ONCE", limit)
+    np.testing.assert_array_equal(segment(raw), expected)
+    monkeypatch.setattr(post_proc, "REGIONS_AT_ONCE", 2)
+    np.testing.assert_array_equal(segment(raw), expected)
 
 
 @settings(max_examples=20, deadline=None)
