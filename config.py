@@ -28,12 +28,18 @@ def demo() -> TrainRecipe:
 
 def folder() -> TrainRecipe:
     """Your own images: patches/positive, patches/negative, tiles, and valid/ for scores if you have masks."""
-    return TrainRecipe(name="folder", data=DataSettings(reader="folder", mpp=0.25))
+    return TrainRecipe(
+        name="folder", data=DataSettings(reader="folder", mpp=0.25), back_end=BackEndSettings(steps_later=1800)
+    )
 
 
 def benchmark() -> TrainRecipe:
     """MoNuSeg and CoNSeP images with the image-level labels of `patch_labels.csv`."""
-    return TrainRecipe(name="benchmark", data=DataSettings(reader="benchmark", mpp=0.25))
+    return TrainRecipe(
+        name="benchmark",
+        data=DataSettings(reader="benchmark", mpp=0.25),
+        back_end=BackEndSettings(steps_later=1800),
+    )
 
 
 def benchmark_mixed() -> TrainRecipe:
@@ -42,6 +48,7 @@ def benchmark_mixed() -> TrainRecipe:
         name="benchmark_mixed",
         data=DataSettings(reader="benchmark", mpp=0.25, annotated_tiles=2),
         supervision="mixed",
+        back_end=BackEndSettings(steps_later=1800),
     )
 
 
@@ -51,7 +58,7 @@ def benchmark_masks() -> TrainRecipe:
         name="benchmark_masks",
         data=DataSettings(reader="benchmark", mpp=0.25),
         supervision="masks",
-        back_end=BackEndSettings(steps=1800),
+        back_end=BackEndSettings(steps=2400),
         num_cycles=1,
     )
 
@@ -70,24 +77,36 @@ def consep_types() -> TrainRecipe:
         ),
         supervision="masks",
         net=NetSettings(nr_types=len(names)),
-        back_end=BackEndSettings(steps=1800),
+        back_end=BackEndSettings(steps=2400),
         num_cycles=1,
     )
 
 
 def monusac() -> TrainRecipe:
     """The paper's MoNuSAC: Kumar's 16 images to learn on, with the labelled patches of MyNP. See docs/datasets.md."""
-    return TrainRecipe(name="monusac", data=DataSettings(reader="monusac", mpp=0.25))
+    return TrainRecipe(
+        name="monusac",
+        data=DataSettings(reader="monusac", mpp=0.25),
+        back_end=BackEndSettings(steps_later=1800),
+    )
 
 
 def ccrcc() -> TrainRecipe:
     """The paper's ccRCC: images of ccrcccrop/Train, with the labelled patches of MyNP."""
-    return TrainRecipe(name="ccrcc", data=DataSettings(reader="ccrcc", mpp=0.25))
+    return TrainRecipe(
+        name="ccrcc",
+        data=DataSettings(reader="ccrcc", mpp=0.25),
+        back_end=BackEndSettings(steps_later=1800),
+    )
 
 
 def consep() -> TrainRecipe:
     """The paper's CoNSeP: images of consepcrop/Train (or CoNSeP/Train), with the labelled patches of MyNP."""
-    return TrainRecipe(name="consep", data=DataSettings(reader="consep", mpp=0.25))
+    return TrainRecipe(
+        name="consep",
+        data=DataSettings(reader="consep", mpp=0.25),
+        back_end=BackEndSettings(steps_later=1800),
+    )
 
 
 def fast() -> TrainRecipe:
@@ -97,7 +116,9 @@ def fast() -> TrainRecipe:
         data=DataSettings(reader="folder", mpp=0.25),
         net=NetSettings(mode="fast"),
         front_end=FrontEndSettings(steps_first=1500, steps_later=500, learning_rate=3e-4),
-        back_end=BackEndSettings(steps=3000, batch_size=16, negatives_per_batch=4, patch_shape=(164, 164)),
+        back_end=BackEndSettings(
+            steps=3000, steps_later=6000, batch_size=16, negatives_per_batch=4, patch_shape=(164, 164)
+        ),
     )
 
 
@@ -108,7 +129,9 @@ def original() -> TrainRecipe:
         data=DataSettings(reader="folder", mpp=0.25),
         net=NetSettings(mode="original"),
         front_end=FrontEndSettings(steps_first=1500, steps_later=500, learning_rate=3e-4),
-        back_end=BackEndSettings(steps=3000, batch_size=16, negatives_per_batch=4, patch_shape=(80, 80)),
+        back_end=BackEndSettings(
+            steps=3000, steps_later=6000, batch_size=16, negatives_per_batch=4, patch_shape=(80, 80)
+        ),
     )
 
 

@@ -67,11 +67,11 @@ def changed(**parts: Any) -> Change:
 
 def same_steps_in_one_cycle(recipe: TrainRecipe) -> TrainRecipe:
     """All steps of the recipe's cycles, on the pseudo masks of the first."""
-    later = (recipe.num_cycles - 1) * recipe.front_end.steps_later
+    cycles = recipe.num_cycles
     return changed(
         num_cycles=1,
-        front_end={"steps_first": recipe.front_end.steps_first + later},
-        back_end={"steps": recipe.back_end.steps * recipe.num_cycles},
+        front_end={"steps_first": recipe.front_end.steps_in(cycles).stop},
+        back_end={"steps": recipe.back_end.steps_in(cycles).stop},
     )(recipe)
 
 
@@ -108,6 +108,14 @@ def all_arms() -> dict[str, tuple[str, Change]]:
         "no_stain": (
             "the classifier is not told that the palest pixels are no nuclei",
             changed(front_end={"pale_weight": 0.0}),
+        ),
+        "stars": (
+            "star-convex outlines round seeds among the candidates, and ranks for trust that suit the longer list",
+            changed(
+                candidates={"seed_radii_um": (2.0, 3.0, 4.5)},
+                pseudo_masks={"dismiss_below": 0.4, "trust_later": 0.7},
+                back_end={"paste_above": 0.8},
+            ),
         ),
         "nothing_ignored": ("what is not trusted is background", everything_taught),
         "no_consistency": (

@@ -93,7 +93,7 @@ def arm_recipe(whole: TrainRecipe, arm: str, tiles: int) -> TrainRecipe:
         data = dataclasses.replace(whole.data, annotated_tiles=tiles)
         return dataclasses.replace(whole, supervision=arm, data=data)
     if arm == "masks":
-        back_end = dataclasses.replace(whole.back_end, steps=whole.back_end.steps * whole.num_cycles)
+        back_end = dataclasses.replace(whole.back_end, steps=whole.back_end.steps_in(whole.num_cycles).stop)
         return dataclasses.replace(whole, supervision=arm, back_end=back_end, num_cycles=1)
     return whole
 
@@ -126,12 +126,14 @@ def scaled(recipe: TrainRecipe, share: float) -> TrainRecipe:
     """The recipe with a share of its steps, one at least in each stage."""
     front_end, back_end = recipe.front_end, recipe.back_end
     fewer = {name: max(1, round(getattr(front_end, name) * share)) for name in ("steps_first", "steps_later")}
-    steps = max(back_end.widen_rounds + 1, round(back_end.steps * share))
+    steps, later = (
+        max(back_end.widen_rounds + 1, round(many * share)) for many in (back_end.steps, back_end.steps_later)
+    )
     frozen = min(steps, round(back_end.frozen_steps * share))
     return dataclasses.replace(
         recipe,
         front_end=dataclasses.replace(front_end, **fewer),
-        back_end=dataclasses.replace(back_end, steps=steps, frozen_steps=frozen),
+        back_end=dataclasses.replace(back_end, steps=steps, steps_later=later, frozen_steps=frozen),
     )
 
 
@@ -205,10 +207,9 @@ def training_seconds(run: RunDir) -> float:
 def cost_of(run: RunDir, recipe: TrainRecipe) -> dict[str, Any]:
     """Optimiser steps of either end, minutes of training, and what cycles.json says."""
     cycles = len(run.cycle_nets())
-    front = recipe.front_end.steps_first + (cycles - 1) * recipe.front_end.steps_later
     return {
-        "front_end_steps": 0 if recipe.supervision == "masks" else front,
-        "back_end_steps": cycles * recipe.back_end.steps,
+        "front_end_steps": 0 if recipe.supervision == "masks" else recipe.front_end.steps_in(cycles).stop,
+        "back_end_steps": recipe.back_end.steps_in(cycles).stop,
         "minutes": training_seconds(run) / 60,
         "cycles": run.read_json("cycles.json", []),
     }

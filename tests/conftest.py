@@ -107,6 +107,7 @@ def tiny():
         back_end = dataclasses.replace(
             recipe.back_end,
             steps=2,
+            steps_later=4,
             batch_size=2,
             negatives_per_batch=1,
             widen_rounds=1,

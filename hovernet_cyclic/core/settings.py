@@ -30,6 +30,13 @@ POST_PROCS = ("local", "hovernet")
 SettingsT = TypeVar("SettingsT")
 
 
+def _steps_in(cycle: int, first: int, later: int) -> range:
+    if cycle < 2:
+        return range(first if cycle == 1 else 0)
+    begin = first + (cycle - 2) * later
+    return range(begin, begin + later)
+
+
 def _check(condition: bool, sentence: str) -> None:
     if not condition:
         raise RecipeError(sentence)
@@ -124,6 +131,10 @@ class FrontEndSettings:
         _in_unit("front_end.pool_fraction", self.pool_fraction)
         _in_unit("front_end.pale_fraction", self.pale_fraction)
 
+    def steps_in(self, cycle: int) -> range:
+        """Of all steps of a run, numbered from 0, those of a cycle (1, 2, ...)."""
+        return _steps_in(cycle, self.steps_first, self.steps_later)
+
 
 @dataclass(frozen=True)
 class CandidateSettings:
@@ -131,6 +142,7 @@ class CandidateSettings:
 
     levels: thresholds between the two quantiles of the map. lowest_solidity: area over convex hull under which a
     region is never a nucleus. full_area_um2: area from which size no longer lowers a candidate's quality.
+    seed_radii_um: of the blobs round which star-convex outlines are sought too (see star_outlines.py); empty: none are.
     """
 
     blur_um: float = 0.3
@@ -141,10 +153,14 @@ class CandidateSettings:
     full_area_um2: float = 25.0
     max_area_um2: float = 112.0
     lowest_solidity: float = 0.85
+    seed_radii_um: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("blur_um", "levels", "min_area_um2", "full_area_um2"):
             _positive(f"candidates.{name}", getattr(self, name))
+        radii = self.seed_radii_um
+        right = isinstance(radii, tuple) and all(isinstance(one, (int, float)) and 0.5 <= one <= 6.0 for one in radii)
+        _check(right, f"candidates.seed_radii_um is {radii!r}: give a tuple of numbers from 0.5 to 6, or () for none.")
         ordered = 0 <= self.lowest_quantile < self.highest_quantile <= 1 and self.min_area_um2 < self.max_area_um2
         _check(ordered, "candidates: a lowest value is not below its highest: swap them.")
 
@@ -185,7 +201,9 @@ class PseudoMaskSettings:
 
 @dataclass(frozen=True)
 class BackEndSettings:
-    """Student and EMA teacher. Steps are optimiser steps of one cycle, `widen_rounds` + 1 equal parts of it.
+    """Student and EMA teacher. `steps` are the optimiser steps of the first cycle, or of a run on masks;
+    `steps_later` those of each later cycle, whose pseudo masks are better (None: as many). `widen_rounds` + 1 equal
+    parts make a cycle.
 
     Between the parts the teacher widens the pseudo masks. patch_shape: (h, w) px of the network's output in training.
     negatives_per_batch: of the batch, how many are made of negative patches, on which every pixel is background.
@@ -197,6 +215,7 @@ class BackEndSettings:
     """
 
     steps: int = 600
+    steps_later: int | None = None
     batch_size: int = 4
     patch_shape: tuple[int, int] = (192, 192)
     negatives_per_batch: int = 1
@@ -216,6 +235,7 @@ class BackEndSettings:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "learning_rate", "most_pasted"):
             _positive(f"back_end.{name}", getattr(self, name))
+        _positive("back_end.steps_later", self._later)
         for name in ("ema_decay", "paste_share", "paste_above", "pale_share"):
             _in_unit(f"back_end.{name}", getattr(self, name))
         _check(
@@ -223,8 +243,9 @@ class BackEndSettings:
             f"back_end.patch_shape is {self.patch_shape}: give a height and a width in px.",
         )
         _check(
-            0 <= self.widen_rounds < self.steps,
-            f"back_end.widen_rounds is {self.widen_rounds}: give 0 or more, fewer than back_end.steps ({self.steps}).",
+            0 <= self.widen_rounds < min(self.steps, self._later),
+            f"back_end.widen_rounds is {self.widen_rounds}: give 0 or more, fewer than back_end.steps ({self.steps}) "
+            f"and back_end.steps_later ({self._later}).",
         )
         _check(
             0 <= self.frozen_steps <= self.steps,
@@ -235,6 +256,14 @@ class BackEndSettings:
             0 <= self.negatives_per_batch < self.batch_size,
             f"back_end.negatives_per_batch is {self.negatives_per_batch}: leave room for tiles in the batch.",
         )
+
+    def steps_in(self, cycle: int) -> range:
+        """Of all steps of a run, numbered from 0, those of a cycle (1, 2, ...)."""
+        return _steps_in(cycle, self.steps, self._later)
+
+    @property
+    def _later(self) -> int:
+        return self.steps if self.steps_later is None else self.steps_later
 
 
 @dataclass(frozen=True)
@@ -255,7 +284,7 @@ class TrainRecipe:
     pseudo_masks: PseudoMaskSettings = field(default_factory=PseudoMaskSettings)
     back_end: BackEndSettings = field(default_factory=BackEndSettings)
     net: NetSettings = field(default_factory=NetSettings)
-    num_cycles: int = 3
+    num_cycles: int = 2
     to_student: str = "each"
     to_classifier: bool = True
     seed: int = 10

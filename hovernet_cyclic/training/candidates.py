@@ -4,7 +4,7 @@ One threshold for an image takes dark cytoplasm in at one place and leaves pale 
 nucleus finds its own: the map is cut at many levels, the regions of all levels form a tree (a region holds those of
 the levels above it), every region is judged as an outline, and the best set of regions that do not overlap is chosen
 from the tree (the idea of extremal regions: Matas et al., BMVC 2002; chosen by dynamic programming: Arteta et al.,
-MICCAI 2012).
+MICCAI 2012). Star-convex outlines stand beside them (see star_outlines.py), for what is no region at any level.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from scipy import ndimage
 
 from hovernet_cyclic.core.settings import CandidateSettings
 from hovernet_cyclic.core.types import Float32Array, Int32Array, UInt8Array
+from hovernet_cyclic.training.star_outlines import Star, star_outlines
 
 SAME_NUCLEUS = 0.6  # share of its area that a nucleus keeps while its outline moves inwards
+STAR_SHARE = 0.9  # of its edge that counts of a star, which chose where to lie (.8 to 1 differ little)
+LEAST_EVIDENCE = -80.0  # a logit: nothing below is less likely to a float32
 SAME_OUTLINE = 0.75  # intersection over union from which two regions show one nucleus, and differ in its outline alone
 
 
@@ -31,8 +34,8 @@ class Candidate:
 
     contour: int32 (K, 1, 2) x, y in tile px, every pixel of the outline. area: px, holes filled. solidity: area over
     that of its convex hull. edge: mean gradient of the score map along the outline, over the 90th percentile of the
-    map's gradient. evidence: mean logit of the front end inside. quality: what trust goes
-    by. worth: what it brings to a set of regions.
+    map's gradient; of a star (see star_outlines.py) a share of it, or of its fall. evidence: mean logit of the front
+    end inside. quality: what trust goes by. worth: what it brings to a set of regions.
     """
 
     contour: Int32Array
@@ -73,7 +76,7 @@ def find_candidates(
     settings: CandidateSettings,
     second: Second | None = None,
 ) -> list[Candidate]:
-    """The best set of regions of `score` that do not overlap, worst first.
+    """The best set of regions of `score`, and of stars on its edges or the stain's, that do not overlap, worst first.
 
     score: float32 (H, W), higher where a nucleus is likelier, in any unit (stain density or probability).
     evidence: float32 (H, W), the front end's logits. mpp: um/px of both. second: of a later cycle.
@@ -83,6 +86,8 @@ def find_candidates(
     edges = smooth if second is None else np.asarray(cv2.GaussianBlur(second.stain, (0, 0), blur), np.float32)
     judge = _Judge(edges, evidence, mpp, settings)
     chosen = _best_regions(smooth, judge, settings)
+    stars = star_outlines(edges, judge.slopes, mpp, settings.seed_radii_um)
+    chosen = _exchange(chosen, judge.measure_stars(stars), smooth.shape)
     if second is not None:
         chosen = _exchange(judge.measure_all(second.proposed), chosen, smooth.shape)
         chosen = outlined_by(_best_regions(edges, judge, settings), chosen, smooth.shape)
@@ -100,7 +105,8 @@ class _Judge:
     """Measures regions of one map."""
 
     def __init__(self, smooth: Float32Array, evidence: Float32Array, mpp: float, settings: CandidateSettings) -> None:
-        self._gradient = gradient(smooth)
+        self.slopes = slopes(smooth)
+        self._gradient = np.asarray(cv2.magnitude(*self.slopes), np.float32)
         self._gradient_scale = max(float(np.percentile(self._gradient, 90)), 1e-6)
         self._evidence = evidence
         self._settings = settings
@@ -123,10 +129,26 @@ class _Judge:
         found = [self.measure(mask, top, left) for mask, top, left in instance_masks(inst_map)]
         return [candidate for candidate in found if candidate is not None]
 
+    def measure_stars(self, stars: list[Star]) -> list[Candidate]:
+        """A candidate for each whose size allows it, none within another."""
+        found = [self._measure_star(star) for star in stars]
+        return _without_nested([one for one in found if one is not None and one.worth > 0], self._gradient.shape)
+
+    def _measure_star(self, star: Star) -> Candidate | None:
+        left, top = (int(value) for value in star.corners.min(axis=0))
+        width, height = (int(value) for value in star.corners.max(axis=0) + 1 - (left, top))
+        mask = np.zeros((height, width), np.uint8)
+        cv2.fillPoly(mask, [star.corners - (left, top)], 1)
+        found = self.measure(mask, top, left)
+        if found is None:
+            return None
+        edge = STAR_SHARE * min(found.edge, star.fall / self._gradient_scale)
+        return self._judged(found.contour, found.area, found.solidity, max(0.0, edge), found.evidence)
+
     def _judged(self, contour: Int32Array, area: float, solidity: float, edge: float, evidence: float) -> Candidate:
         convexity = convexity_of(solidity, self._settings)
         size = min(1.0, area / self._full_area)
-        believed = 1 / (1 + np.exp(-evidence))
+        believed = 1 / (1 + np.exp(-max(evidence, LEAST_EVIDENCE)))
         quality = edge * convexity * size * believed
         worth = edge * convexity**0.5 * believed**0.5 * area
         return Candidate(contour.astype(np.int32), area, solidity, edge, evidence, float(quality), float(worth))
@@ -156,12 +178,12 @@ def convexity_of(solidity: float, settings: CandidateSettings) -> float:
     return max(0.0, (solidity - settings.lowest_solidity) / (1 - settings.lowest_solidity))
 
 
-def gradient(score: Float32Array) -> Float32Array:
-    """float32 (H, W) -> float32 (H, W): length of the gradient at a scale of about 1 px."""
+def slopes(score: Float32Array) -> tuple[Float32Array, Float32Array]:
+    """float32 (H, W) -> its slopes along x and along y at a scale of about 1 px, float32 (H, W) each, a px."""
     smooth = cv2.GaussianBlur(score, (0, 0), 1.0)
     across = cv2.Sobel(smooth, cv2.CV_32F, 1, 0, scale=0.125)
     down = cv2.Sobel(smooth, cv2.CV_32F, 0, 1, scale=0.125)
-    return np.asarray(cv2.magnitude(across, down), dtype=np.float32)
+    return np.asarray(across, np.float32), np.asarray(down, np.float32)
 
 
 def _grow_tree(smooth: Float32Array, levels: Float32Array, judge: _Judge) -> list[_Region]:

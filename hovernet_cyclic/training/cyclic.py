@@ -199,8 +199,7 @@ def hands_to_student(recipe: TrainRecipe, cycle: int) -> bool:
 def teach_classifier(work: Work, cycle: int) -> None:
     """The front end of one cycle."""
     settings = work.recipe.front_end
-    begin = 0 if cycle == 1 else settings.steps_first + (cycle - 2) * settings.steps_later
-    steps = range(begin, begin + (settings.steps_first if cycle == 1 else settings.steps_later))
+    steps = settings.steps_in(cycle)
     sampler = PatchSampler(work.source, work.train_patches, settings.batch_size, work.recipe.seed)
     classifier = work.networks.classifier
     train_front_end(classifier, sampler, steps, settings, work.stage(f"cycle {cycle} front end"))
@@ -290,8 +289,9 @@ def give_up_cycle(work: Work, cycle: int, collapse: str) -> None:
 def teach_student(work: Work, cycle: int, part: int) -> None:
     """One of the equal parts of a cycle's back end."""
     recipe, settings = work.recipe, work.recipe.back_end
-    length = settings.steps // (settings.widen_rounds + 1)
-    begin = (cycle - 1) * settings.steps + part * length
+    all_steps = settings.steps_in(cycle)
+    length = len(all_steps) // (settings.widen_rounds + 1)
+    begin = all_steps.start + part * length
     masks = {mask.tile_id: mask for mask in stored_masks(work, cycle)}
     shapes = (input_shape(recipe.net.mode, settings.patch_shape), settings.patch_shape)
     taught = [(tile, masks[tile.tile_id]) for tile in work.tiles if tile.tile_id not in work.drawn]

@@ -110,7 +110,7 @@ class Keeper(Unkept):
     def redo_back_end(self, position: Position, device: Device) -> None:
         """Go back to `position`, before anything was taught in the back end of its cycle."""
         self.networks.redo_back_end(self._recipe, device)
-        self.curves["back_end"] = (position.cycle - 1) * self._recipe.back_end.steps
+        self.curves["back_end"] = self._recipe.back_end.steps_in(position.cycle).start
         self._held = {}
         self.position = position
 

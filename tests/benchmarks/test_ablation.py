@@ -16,7 +16,7 @@ OPTIONS = {"--arms": "all", "--recipe": "benchmark", "--cycles": None, "--seeds"
 
 
 def steps_of(recipe):
-    return recipe.num_cycles * recipe.back_end.steps
+    return recipe.back_end.steps_in(recipe.num_cycles).stop
 
 
 def test_every_arm_is_a_recipe_of_its_own_with_a_folder_for_each_seed():
@@ -32,10 +32,9 @@ def test_arms_take_the_steps_of_the_whole_but_where_they_are_about_them():
     whole = config.benchmark()
     for name, (_, change) in ablation.all_arms().items():
         recipe = change(whole)
-        assert steps_of(recipe) == (steps_of(whole) / whole.num_cycles if name == "one_cycle" else steps_of(whole))
+        assert steps_of(recipe) == (whole.back_end.steps if name == "one_cycle" else steps_of(whole))
     more = ablation.same_steps_in_one_cycle(whole)
-    later = (whole.num_cycles - 1) * whole.front_end.steps_later
-    assert more.num_cycles == 1 and more.front_end.steps_first == whole.front_end.steps_first + later
+    assert more.num_cycles == 1 and more.front_end.steps_first == whole.front_end.steps_in(whole.num_cycles).stop
 
 
 def test_all_is_taught_where_nothing_is_ignored():

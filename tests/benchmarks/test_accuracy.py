@@ -20,7 +20,7 @@ def test_the_arms_share_all_but_what_they_learn_from():
     whole = arms["image_level"]
     assert whole == config.benchmark() and arms["mixed"].data.annotated_tiles == 2
     assert len({recipe.net for recipe in arms.values()}) == len({recipe.seed for recipe in arms.values()}) == 1
-    assert arms["masks"].back_end.steps == whole.num_cycles * whole.back_end.steps
+    assert arms["masks"].back_end.steps == whole.back_end.steps_in(whole.num_cycles).stop
     assert arms["mixed"].back_end == whole.back_end and arms["mixed"].num_cycles == whole.num_cycles
 
 
@@ -55,7 +55,7 @@ def test_steps_fill_the_minutes_by_a_straight_line(monkeypatch):
 def test_every_stage_keeps_a_step():
     least = accuracy.scaled(config.benchmark(), 1e-9)
     assert (least.front_end.steps_first, least.front_end.steps_later) == (1, 1)
-    assert least.back_end.steps == least.back_end.widen_rounds + 1
+    assert least.back_end.steps == least.back_end.steps_later == least.back_end.widen_rounds + 1
 
 
 def test_all_arms_stand_in_one_table_with_what_they_cost(bench_data, tmp_path, tiny, cpu, monkeypatch, capsys):

@@ -97,12 +97,18 @@ def test_a_recipe_is_frozen():
         (lambda: CandidateSettings(blur_um=0), "candidates.blur_um"),
         (lambda: CandidateSettings(levels=0), "candidates.levels"),
         (lambda: CandidateSettings(lowest_quantile=0.9, highest_quantile=0.5), "not below its highest"),
+        (lambda: CandidateSettings(seed_radii_um=(2.0, 0.0)), "candidates.seed_radii_um"),
+        (lambda: CandidateSettings(seed_radii_um=3.0), "candidates.seed_radii_um is 3.0: give a tuple"),
+        (lambda: CandidateSettings(seed_radii_um=("2",)), "candidates.seed_radii_um"),
+        (lambda: CandidateSettings(seed_radii_um=(float("inf"),)), "candidates.seed_radii_um"),
         (lambda: CandidateSettings(min_area_um2=200), "not below its highest"),
         (lambda: PseudoMaskSettings(cam="score_cam"), "pseudo_masks.cam is 'score_cam'"),
         (lambda: PseudoMaskSettings(trust_above=2), "pseudo_masks.trust_above"),
         (lambda: PseudoMaskSettings(dismiss_below=0.9), "pseudo_masks.dismiss_below"),
         (lambda: PseudoMaskSettings(trust_later=0.1), "pseudo_masks.dismiss_below"),
         (lambda: BackEndSettings(steps=0), "back_end.steps"),
+        (lambda: BackEndSettings(steps_later=0), "back_end.steps_later"),
+        (lambda: BackEndSettings(steps_later=2, widen_rounds=2), "back_end.widen_rounds"),
         (lambda: BackEndSettings(batch_size=0), "back_end.batch_size"),
         (lambda: BackEndSettings(ema_decay=1.1), "back_end.ema_decay"),
         (lambda: BackEndSettings(batch_size=4, negatives_per_batch=4), "back_end.negatives_per_batch"),
@@ -169,3 +175,12 @@ def test_drawn_masks_may_be_all_or_some_and_typed_or_not():
     for nr_types in (None, 3):
         assert TrainRecipe("a", TYPED, "masks", net=NetSettings(nr_types=nr_types)).net.nr_types == nr_types
     assert TrainRecipe("a", DataSettings("folder"), "masks", net=NetSettings(nr_types=7)).net.nr_types == 7
+
+
+@pytest.mark.parametrize("settings", [FrontEndSettings(steps_first=5, steps_later=3), BackEndSettings(5, 3)])
+def test_the_steps_of_cycles_follow_each_other(settings):
+    assert [settings.steps_in(cycle) for cycle in (0, 1, 2, 3)] == [range(0), range(5), range(5, 8), range(8, 11)]
+
+
+def test_later_cycles_have_as_many_steps_unless_they_are_told():
+    assert BackEndSettings(steps=7).steps_in(3) == range(14, 21)

@@ -7,10 +7,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hovernet_cyclic.core.settings import CandidateSettings
-from hovernet_cyclic.training.candidates import Candidate, Second, find_candidates, gradient, outline, outlined_by
+from hovernet_cyclic.training.candidates import Candidate, Second, find_candidates, outline, outlined_by, slopes
 
 MPP = 0.25
 SHAPES = CandidateSettings()
+STARS = CandidateSettings(seed_radii_um=(2.0, 3.0, 4.5))
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -46,6 +47,20 @@ def uneven_field(contrasts, seed):
         discs.append(mask)
     score = cv2.GaussianBlur(score, (0, 0), 1.0) + rng.normal(0, 0.01, shape)
     return score.astype(np.float32), discs
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.5])
+def test_with_stars_too_candidates_do_not_overlap_and_numbers_that_are_none_are_survived(mpp):
+    rng = np.random.default_rng(7)
+    score = cv2.GaussianBlur(rng.normal(size=(140, 150)).astype(np.float32), (0, 0), 1.0 / mpp)
+    evidence = np.zeros_like(score)
+    found = find_candidates(score / score.std(), evidence, mpp, STARS)
+    assert len(found) > 5
+    assert sum(painted(one, score.shape).astype(int) for one in found).max() == 1
+    evidence[:70] = np.nan
+    find_candidates(score, evidence, mpp, STARS)
+    score[40:50, 40:50] = np.nan
+    find_candidates(score, evidence, mpp, STARS)
 
 
 @QUICK
@@ -209,6 +224,35 @@ def test_noise_is_survived(shape):
     assert all(np.isfinite([c.quality, c.worth, c.edge, c.area]).all() for c in find(score))
 
 
-def test_the_gradient_of_a_ramp_is_its_slope():
+def test_a_ramp_has_its_slopes_everywhere():
     rows, columns = np.indices((40, 40)).astype(np.float32)
-    np.testing.assert_allclose(gradient(3 * rows + 4 * columns)[5:-5, 5:-5], 5, rtol=1e-4)
+    across, down = slopes(3 * rows + 4 * columns)
+    np.testing.assert_allclose(across[5:-5, 5:-5], 4, rtol=1e-4)
+    np.testing.assert_allclose(down[5:-5, 5:-5], 3, rtol=1e-4)
+
+
+def hollow_nucleus():
+    """A disc that is dark at its rim alone, whose rim is one with two fibres beside it: (score, disc)."""
+    shape = (90, 90)
+    whole = disc(shape, 45, 45, 13)
+    score = (whole & ~disc(shape, 45, 45, 10)).astype(np.float32)
+    score[38:41, 52:] = score[50:53, :38] = 1
+    return cv2.GaussianBlur(score, (0, 0), 1.0), whole
+
+
+def best_iou(candidates, mask):
+    return max((iou(mask, painted(candidate, mask.shape)) for candidate in candidates), default=0)
+
+
+def test_a_hollow_nucleus_that_no_level_cuts_out_is_found_by_its_outer_edge():
+    score, whole = hollow_nucleus()
+    nothing = np.zeros_like(score)
+    assert best_iou(find_candidates(score, nothing, MPP, STARS), whole) > 0.75
+    assert best_iou(find_candidates(score, nothing, MPP, SHAPES), whole) < 0.6
+
+
+def test_later_too_what_the_stain_alone_shows_is_a_candidate():
+    score, whole = hollow_nucleus()
+    nothing = np.zeros_like(score)
+    unseen = Second(score, np.zeros(score.shape, np.int32))
+    assert best_iou(find_candidates(nothing, nothing, MPP, STARS, unseen), whole) > 0.75

@@ -41,7 +41,8 @@ def opened_labels(data_dir):
 def run(recipe, data_dir, log_dir, cycles, *options):
     small = config.RECIPES[recipe]()
     front_end = dataclasses.replace(small.front_end, steps_first=2, steps_later=2, batch_size=4)
-    back_end = dataclasses.replace(small.back_end, steps=2, batch_size=2, patch_shape=(64, 64), widen_rounds=1)
+    shape = {"batch_size": 2, "patch_shape": (64, 64)}
+    back_end = dataclasses.replace(small.back_end, steps=2, steps_later=2, widen_rounds=1, **shape)
     small = dataclasses.replace(small, front_end=front_end, back_end=back_end, num_cycles=cycles)
     config.RECIPES["audited"] = lambda: small
     seen.clear()

@@ -142,8 +142,8 @@ def test_the_verdict_and_the_numbers_are_those_of_the_run(run):
 
 def test_settings_that_differ_stand_beside_their_defaults(run):
     text = page_of(run).text
-    assert re.search(r"(?<!\d)1 of \d+ settings differ", text)
-    assert "seed7710" in text and "front_end.steps_first400" in text
+    assert re.search(r"(?<!\d)3 of \d+ settings differ", text)
+    assert "seed7710" in text and "num_cycles32" in text and "front_end.steps_first400" in text
 
 
 def test_each_curve_is_drawn_with_its_stages(run):

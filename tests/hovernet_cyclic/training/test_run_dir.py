@@ -112,7 +112,7 @@ def test_tensorboard_has_curves_pictures_scores_and_the_recipe(tmp_path, cpu):
     shown = cv2.imdecode(np.frombuffer(pictures[1].encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
     np.testing.assert_array_equal(shown[..., ::-1], page)
     text = {tag: read.Tensors(tag)[0].tensor_proto.string_val[0].decode() for tag in tags["tensors"]}
-    assert '"num_cycles": 3' in text["recipe/text_summary"] and "my data" in text["data_dir/text_summary"]
+    assert '"num_cycles": 2' in text["recipe/text_summary"] and "my data" in text["data_dir/text_summary"]
     assert "torch" in text["versions/text_summary"] and text["command/text_summary"]
 
 
