@@ -23,6 +23,14 @@ STOPPED = Path(__file__).with_name("stopped_runs.py")
 RAISED = {signal.SIGTERM: Preempted, signal.SIGINT: KeyboardInterrupt}
 
 
+@pytest.fixture(autouse=True)
+def interrupts_are_heard():
+    """A shell leaves them ignored in what it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(params=RAISED, ids=lambda number: number.name)
 def number(request):
     return request.param
