@@ -14,6 +14,9 @@ from hovernet_cyclic.core.settings import (
     TrainRecipe,
 )
 
+# Of image-level runs with the small network: the pseudo masks of a later cycle are worth learning longer from.
+SHORT_THEN_LONG = BackEndSettings(steps_later=1800)
+
 
 def demo() -> TrainRecipe:
     """Tissue that the toolkit draws itself: a look at the whole method in minutes on a CPU."""
@@ -28,9 +31,7 @@ def demo() -> TrainRecipe:
 
 def folder() -> TrainRecipe:
     """Your own images: patches/positive, patches/negative, tiles, and valid/ for scores if you have masks."""
-    return TrainRecipe(
-        name="folder", data=DataSettings(reader="folder", mpp=0.25), back_end=BackEndSettings(steps_later=1800)
-    )
+    return TrainRecipe(name="folder", data=DataSettings(reader="folder", mpp=0.25), back_end=SHORT_THEN_LONG)
 
 
 def benchmark() -> TrainRecipe:
@@ -38,7 +39,7 @@ def benchmark() -> TrainRecipe:
     return TrainRecipe(
         name="benchmark",
         data=DataSettings(reader="benchmark", mpp=0.25),
-        back_end=BackEndSettings(steps_later=1800),
+        back_end=SHORT_THEN_LONG,
     )
 
 
@@ -48,7 +49,7 @@ def benchmark_mixed() -> TrainRecipe:
         name="benchmark_mixed",
         data=DataSettings(reader="benchmark", mpp=0.25, annotated_tiles=2),
         supervision="mixed",
-        back_end=BackEndSettings(steps_later=1800),
+        back_end=SHORT_THEN_LONG,
     )
 
 
@@ -87,7 +88,7 @@ def monusac() -> TrainRecipe:
     return TrainRecipe(
         name="monusac",
         data=DataSettings(reader="monusac", mpp=0.25),
-        back_end=BackEndSettings(steps_later=1800),
+        back_end=SHORT_THEN_LONG,
     )
 
 
@@ -96,7 +97,7 @@ def ccrcc() -> TrainRecipe:
     return TrainRecipe(
         name="ccrcc",
         data=DataSettings(reader="ccrcc", mpp=0.25),
-        back_end=BackEndSettings(steps_later=1800),
+        back_end=SHORT_THEN_LONG,
     )
 
 
@@ -105,7 +106,7 @@ def consep() -> TrainRecipe:
     return TrainRecipe(
         name="consep",
         data=DataSettings(reader="consep", mpp=0.25),
-        back_end=BackEndSettings(steps_later=1800),
+        back_end=SHORT_THEN_LONG,
     )
 
 
@@ -154,7 +155,7 @@ def hovernet() -> TrainRecipe:
 
 def custom() -> TrainRecipe:
     """Yours to edit."""
-    return TrainRecipe(name="custom", data=DataSettings(reader="folder", mpp=0.25))
+    return TrainRecipe(name="custom", data=DataSettings(reader="folder", mpp=0.25), back_end=SHORT_THEN_LONG)
 
 
 RECIPES: dict[str, Callable[[], TrainRecipe]] = {

@@ -126,9 +126,7 @@ def scaled(recipe: TrainRecipe, share: float) -> TrainRecipe:
     """The recipe with a share of its steps, one at least in each stage."""
     front_end, back_end = recipe.front_end, recipe.back_end
     fewer = {name: max(1, round(getattr(front_end, name) * share)) for name in ("steps_first", "steps_later")}
-    steps, later = (
-        max(back_end.widen_rounds + 1, round(many * share)) for many in (back_end.steps, back_end.steps_later)
-    )
+    steps, later = (max(back_end.widen_rounds + 1, round(len(back_end.steps_in(cycle)) * share)) for cycle in (1, 2))
     frozen = min(steps, round(back_end.frozen_steps * share))
     return dataclasses.replace(
         recipe,

@@ -86,8 +86,9 @@ def find_candidates(
     edges = smooth if second is None else np.asarray(cv2.GaussianBlur(second.stain, (0, 0), blur), np.float32)
     judge = _Judge(edges, evidence, mpp, settings)
     chosen = _best_regions(smooth, judge, settings)
-    stars = star_outlines(edges, judge.slopes, mpp, settings.seed_radii_um)
-    chosen = _exchange(chosen, judge.measure_stars(stars), smooth.shape)
+    if settings.seed_radii_um:
+        stars = star_outlines(edges, judge.slopes, mpp, settings.seed_radii_um)
+        chosen = _exchange(chosen, judge.measure_stars(stars), smooth.shape)
     if second is not None:
         chosen = _exchange(judge.measure_all(second.proposed), chosen, smooth.shape)
         chosen = outlined_by(_best_regions(edges, judge, settings), chosen, smooth.shape)

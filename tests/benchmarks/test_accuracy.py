@@ -56,6 +56,9 @@ def test_every_stage_keeps_a_step():
     least = accuracy.scaled(config.benchmark(), 1e-9)
     assert (least.front_end.steps_first, least.front_end.steps_later) == (1, 1)
     assert least.back_end.steps == least.back_end.steps_later == least.back_end.widen_rounds + 1
+    assert accuracy.scaled(config.demo(), 0.5).back_end.steps_in(2) == range(120, 240), (
+        "as many in each cycle, as before"
+    )
 
 
 def test_all_arms_stand_in_one_table_with_what_they_cost(bench_data, tmp_path, tiny, cpu, monkeypatch, capsys):
