@@ -11,6 +11,7 @@ Options:
   --recipe=<name>     An image-level recipe of config.py. [default: benchmark]
   --arms=<names>      Comma list of those below, or all. [default: all]
   --cycles=<n>        Cycles of each run, but where the arm is about them; the recipe's if not given.
+  --steps=<n>         Back-end steps of the first cycle; the recipe's if not given.
   --seeds=<ns>        Comma list of seeds; with several, mean and standard deviation are told. [default: 10]
   --gpu=<ids>         As for run_train.py. [default: cpu]
   --score_only        Train nothing: score what is there.
@@ -118,6 +119,10 @@ def all_arms() -> dict[str, tuple[str, Change]]:
             ),
         ),
         "nothing_ignored": ("what is not trusted is background", everything_taught),
+        "hv_everywhere": (
+            "the distance maps are taught on pixels that are not trusted too, as background",
+            changed(back_end={"hv_everywhere": True}),
+        ),
         "no_consistency": (
             "the student need not agree with the teacher",
             changed(back_end={"consistency_weight": 0.0}),
@@ -166,6 +171,8 @@ def chosen_runs(arguments: dict[str, Any]) -> Runs:
     whole = config.RECIPES[arguments["--recipe"]]()
     if arguments["--cycles"]:
         whole = dataclasses.replace(whole, num_cycles=int(arguments["--cycles"]))
+    if arguments["--steps"]:
+        whole = changed(back_end={"steps": int(arguments["--steps"])})(whole)
     runs = {}
     for seed in map(int, arguments["--seeds"].split(",")):
         for name in names:

@@ -83,6 +83,19 @@ def test_weights_of_the_recipe_are_used(student, cpu):
     assert "consistency" not in losses(student, shown, cpu, dataclasses.replace(SETTINGS, consistency_weight=0.0))
 
 
+def test_distances_are_taught_under_untrusted_background_only_where_the_recipe_says_so(student, cpu):
+    trusted = np.zeros((8, 8), bool)
+    trusted[:, :4] = True
+    shown = batch(target(trusted))
+    trusted_only = losses(student, shown, cpu)
+    everywhere = losses(student, shown, cpu, dataclasses.replace(SETTINGS, hv_everywhere=True))
+    assert everywhere["hv_mse"] != pytest.approx(trusted_only["hv_mse"])
+    assert {**everywhere, "hv_mse": 0} == pytest.approx({**trusted_only, "hv_mse": 0})
+    all_trusted = batch(target(np.ones((8, 8), bool)))
+    same = losses(student, all_trusted, cpu, dataclasses.replace(SETTINGS, hv_everywhere=True))
+    assert same == pytest.approx(losses(student, all_trusted, cpu))
+
+
 def test_the_teacher_sees_the_plain_image_and_learns_nothing(student, cpu):
     shown = batch(target(np.zeros((8, 8), bool)))
     teacher = EmaTeacher(student, 0.99)
