@@ -170,15 +170,23 @@ def chosen_runs(arguments: dict[str, Any]) -> Runs:
         )
     whole = config.RECIPES[arguments["--recipe"]]()
     if arguments["--cycles"]:
-        whole = dataclasses.replace(whole, num_cycles=int(arguments["--cycles"]))
+        whole = dataclasses.replace(whole, num_cycles=numbers(arguments, "--cycles")[0])
     if arguments["--steps"]:
-        whole = changed(back_end={"steps": int(arguments["--steps"])})(whole)
+        whole = changed(back_end={"steps": numbers(arguments, "--steps")[0]})(whole)
     runs = {}
-    for seed in map(int, arguments["--seeds"].split(",")):
+    for seed in numbers(arguments, "--seeds"):
         for name in names:
             run = RunDir(Path(arguments["--log_dir"]) / f"{name}_{seed}")
             runs[name, seed] = run, dataclasses.replace(arms[name][1](whole), seed=seed)
     return runs
+
+
+def numbers(arguments: dict[str, Any], name: str) -> list[int]:
+    """The whole numbers of an option's comma list. Raises RecipeError."""
+    try:
+        return [int(value) for value in arguments[name].split(",")]
+    except ValueError as error:
+        raise RecipeError(f"{name}={arguments[name]}: give whole numbers, with commas between several.") from error
 
 
 def scored(arguments: dict[str, Any], runs: Runs) -> dict[str, Any]:

@@ -64,8 +64,7 @@ def back_end_loss(
     parts = {
         "np_bce": bce(output.np, np_map, trusted, ranks),
         "np_dice": dice(output.np, np_map, trusted, ranks),
-        "hv_mse": settings.hv_weight * mse(output.hv, hv_map, nuclei, ranks)
-        + mse(output.hv, hv_map, outside, ranks),
+        "hv_mse": settings.hv_weight * mse(output.hv, hv_map, nuclei, ranks) + mse(output.hv, hv_map, outside, ranks),
         "hv_msge": settings.hv_weight * msge(output.hv, hv_map, np_map, trusted, ranks),
     }
     if output.tp is not None:

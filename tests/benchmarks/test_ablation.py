@@ -12,7 +12,14 @@ from benchmarks import ablation
 from hovernet_cyclic.core.errors import RecipeError
 from models.ranks import ALONE
 
-OPTIONS = {"--arms": "all", "--recipe": "benchmark", "--cycles": None, "--seeds": "10,11", "--log_dir": "logs"}
+OPTIONS = {
+    "--arms": "all",
+    "--recipe": "benchmark",
+    "--cycles": None,
+    "--steps": None,
+    "--seeds": "10,11",
+    "--log_dir": "logs",
+}
 
 
 def steps_of(recipe):
@@ -42,7 +49,15 @@ def test_all_is_taught_where_nothing_is_ignored():
     assert masks.dismiss_below == masks.trust_later <= masks.trust_above and masks.dark_quantile == 1.0
 
 
-@pytest.mark.parametrize("wrong", [{"--arms": "whole,none"}, {"--recipe": "none"}])
+def test_shorter_runs_are_as_short_in_every_arm():
+    runs = ablation.chosen_runs(OPTIONS | {"--cycles": "1", "--steps": "50", "--seeds": "3"})
+    assert all(steps_of(recipe) == 50 and recipe.seed == 3 for _, recipe in runs.values())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"--arms": "whole,none"}, {"--recipe": "none"}, {"--steps": "many"}, {"--cycles": "2.5"}, {"--seeds": "1,"}],
+)
 def test_what_is_unknown_is_refused(wrong):
     with pytest.raises(RecipeError):
         ablation.chosen_runs(OPTIONS | wrong)
