@@ -77,10 +77,13 @@ def same_steps_in_one_cycle(recipe: TrainRecipe) -> TrainRecipe:
 
 
 def everything_taught(recipe: TrainRecipe) -> TrainRecipe:
-    """Nothing is left out: what is not trusted is background."""
+    """Nothing is left out: what is not trusted is background.
+
+    Where trust is wider in later cycles, so is it said here; the first then leaves out what lies between the two.
+    """
     masks = recipe.pseudo_masks
-    lowest = min(masks.trust_above, masks.trust_later)
-    return changed(pseudo_masks={"dismiss_below": lowest, "trust_later": lowest, "dark_quantile": 1.0})(recipe)
+    taught = masks.trust_above if recipe.num_cycles == 1 else min(masks.trust_above, masks.trust_later)
+    return changed(pseudo_masks={"dismiss_below": taught, "trust_later": taught, "dark_quantile": 1.0})(recipe)
 
 
 def drawn_masks(recipe: TrainRecipe) -> TrainRecipe:

@@ -47,6 +47,8 @@ def test_arms_take_the_steps_of_the_whole_but_where_they_are_about_them():
 def test_all_is_taught_where_nothing_is_ignored():
     masks = ablation.everything_taught(config.benchmark()).pseudo_masks
     assert masks.dismiss_below == masks.trust_later <= masks.trust_above and masks.dark_quantile == 1.0
+    masks = ablation.everything_taught(dataclasses.replace(config.benchmark(), num_cycles=1)).pseudo_masks
+    assert masks.dismiss_below == masks.trust_above
 
 
 def test_shorter_runs_are_as_short_in_every_arm():
