@@ -109,6 +109,10 @@ def all_arms() -> dict[str, tuple[str, Change]]:
         "cam": ("class activation maps in place of evidence", changed(pseudo_masks={"cam": "cam"})),
         "grad_cam": ("Grad-CAM in place of evidence", changed(pseudo_masks={"cam": "grad_cam"})),
         "layer_cam": ("LayerCAM in place of evidence", changed(pseudo_masks={"cam": "layer_cam"})),
+        "untrained": (
+            "a classifier that has learnt nothing: what the labels of patches are worth to the pseudo masks",
+            changed(front_end={"steps_first": 1, "steps_later": 1}),
+        ),
         "no_stain": (
             "the classifier is not told that the palest pixels are no nuclei",
             changed(front_end={"pale_weight": 0.0}),
@@ -126,9 +130,9 @@ def all_arms() -> dict[str, tuple[str, Change]]:
             "the distance maps are taught on pixels that are not trusted too, as background",
             changed(back_end={"hv_everywhere": True}),
         ),
-        "no_consistency": (
-            "the student need not agree with the teacher",
-            changed(back_end={"consistency_weight": 0.0}),
+        "consistency": (
+            "the student is to agree with the teacher on pixels that are not trusted",
+            changed(back_end={"consistency_weight": 0.1}),
         ),
         "no_ema": ("the teacher is the student itself", changed(back_end={"ema_decay": 0.0})),
         "widened": ("pseudo masks renewed half-way through each cycle too", changed(back_end={"widen_rounds": 1})),

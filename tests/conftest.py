@@ -111,6 +111,7 @@ def tiny():
             batch_size=2,
             negatives_per_batch=1,
             widen_rounds=1,
+            consistency_weight=0.1,  # no recipe's, but the code that does most
             patch_shape=(output, output),
         )
         changes = {"pseudo_masks": dataclasses.replace(recipe.pseudo_masks, teacher_views=1), **changes}

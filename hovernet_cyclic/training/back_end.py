@@ -1,7 +1,7 @@
-"""The back end: HoVer-Net learns from the pixels that are trusted, and agrees with its own average elsewhere.
+"""The back end: HoVer-Net learns from the pixels that are trusted; its average over time is the network that counts.
 
 The student is trained; the teacher is its exponential moving average (mean teacher: Tarvainen & Valpola, NeurIPS
-2017). Pixels that no one vouches for teach nothing but agreement between the two.
+2017). Pixels that no one vouches for teach nothing, or agreement between the two where the recipe gives it a weight.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def back_end_loss(
     device: Device,
     ranks: Ranks = ALONE,
 ) -> dict[str, torch.Tensor]:
-    """Scalars: 'np_bce', 'np_dice' on trusted pixels, 'hv_mse', 'hv_msge' on trusted nuclei, and 'consistency'.
+    """Scalars: 'np_bce', 'np_dice' on trusted pixels, 'hv_mse', 'hv_msge' on trusted nuclei; 'consistency' if weighed.
 
     student: a HoVerNet, or what stands for it in several processes, each with its rows of the batch. Where it tells
     types also 'tp_bce' and 'tp_dice', on pixels whose type is known (see `stack_types`).

@@ -14,7 +14,7 @@ from models.ema import EmaTeacher
 from models.hovernet.losses import dice
 from models.hovernet.net_desc import HoVerNet
 
-SETTINGS = BackEndSettings()
+SETTINGS = BackEndSettings(consistency_weight=0.1)
 
 
 @pytest.fixture(scope="module")
