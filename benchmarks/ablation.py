@@ -77,10 +77,7 @@ def same_steps_in_one_cycle(recipe: TrainRecipe) -> TrainRecipe:
 
 
 def everything_taught(recipe: TrainRecipe) -> TrainRecipe:
-    """Nothing is left out: what is not trusted is background.
-
-    Where trust is wider in later cycles, so is it said here; the first then leaves out what lies between the two.
-    """
+    """What is not trusted is background; in a first of several cycles, what would not be trusted later either."""
     masks = recipe.pseudo_masks
     taught = masks.trust_above if recipe.num_cycles == 1 else min(masks.trust_above, masks.trust_later)
     return changed(pseudo_masks={"dismiss_below": taught, "trust_later": taught, "dark_quantile": 1.0})(recipe)
@@ -151,6 +148,7 @@ def main() -> int:
     try:
         runs = chosen_runs(arguments)
         for run, recipe in runs.values():
+            check_settings(run, recipe)
             if not (arguments["--score_only"] or run.net.exists()):
                 train(recipe, run, arguments)
         report = scored(arguments, runs)
@@ -177,9 +175,9 @@ def chosen_runs(arguments: dict[str, Any]) -> Runs:
         )
     whole = config.RECIPES[arguments["--recipe"]]()
     if arguments["--cycles"]:
-        whole = dataclasses.replace(whole, num_cycles=numbers(arguments, "--cycles")[0])
+        whole = dataclasses.replace(whole, num_cycles=number(arguments, "--cycles"))
     if arguments["--steps"]:
-        whole = changed(back_end={"steps": numbers(arguments, "--steps")[0]})(whole)
+        whole = changed(back_end={"steps": number(arguments, "--steps")})(whole)
     runs = {}
     for seed in numbers(arguments, "--seeds"):
         for name in names:
@@ -188,12 +186,30 @@ def chosen_runs(arguments: dict[str, Any]) -> Runs:
     return runs
 
 
+def check_settings(run: RunDir, recipe: TrainRecipe) -> None:
+    """Raises RecipeError where the folder holds a run of other settings, such as fewer steps: arms share names."""
+    begun = run.read_json("recipe.json", None)
+    if begun is None:
+        return
+    there = dataclasses.replace(TrainRecipe.from_dict(begun["recipe"]), log_dir=recipe.log_dir)
+    if there != recipe:
+        raise RecipeError(f"{run.path}: a run of other settings is here: give another --log_dir.")
+
+
 def numbers(arguments: dict[str, Any], name: str) -> list[int]:
     """The whole numbers of an option's comma list. Raises RecipeError."""
     try:
         return [int(value) for value in arguments[name].split(",")]
     except ValueError as error:
         raise RecipeError(f"{name}={arguments[name]}: give whole numbers, with commas between several.") from error
+
+
+def number(arguments: dict[str, Any], name: str) -> int:
+    """The whole number of an option. Raises RecipeError."""
+    try:
+        return int(arguments[name])
+    except ValueError as error:
+        raise RecipeError(f"{name}={arguments[name]}: give a whole number.") from error
 
 
 def scored(arguments: dict[str, Any], runs: Runs) -> dict[str, Any]:

@@ -58,7 +58,13 @@ def test_shorter_runs_are_as_short_in_every_arm():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"--arms": "whole,none"}, {"--recipe": "none"}, {"--steps": "many"}, {"--cycles": "2.5"}, {"--seeds": "1,"}],
+    [
+        {"--arms": "whole,none"},
+        {"--recipe": "none"},
+        {"--steps": "many"},
+        {"--cycles": "2,3"},
+        {"--seeds": "1,"},
+    ],
 )
 def test_what_is_unknown_is_refused(wrong):
     with pytest.raises(RecipeError):
@@ -74,6 +80,7 @@ def test_runs_are_trained_once_and_stand_in_one_table(bench_data, tmp_path, tiny
         trained.append(run.path.name)
         if len(trained) > 1:  # one run is trained, the others are copies of it
             shutil.copytree(tmp_path / trained[0], run.path)
+            run.write_json("recipe.json", {**run.read_json("recipe.json", None), "recipe": recipe.to_dict()})
             return
         options = {"--data_dir": arguments["--data_dir"], "--gpu": "cpu", "--resume": False, "--no_scores": True}
         assert run_train.train_as(options, dataclasses.replace(recipe, log_dir=str(run.path)), cpu, ALONE) == 0
@@ -89,6 +96,9 @@ def test_runs_are_trained_once_and_stand_in_one_table(bench_data, tmp_path, tiny
     assert set(report["rows"]) == {"valid"} and set(report["rows"]["valid"]["whole"]) == {"1", "2"}
     lines = capsys.readouterr().out.splitlines()
     assert sum("no_pasting" in line and "+-" in line for line in lines) == 1
+    monkeypatch.setattr("sys.argv", ["ablation", *options, "--arms=whole", "--steps=7"])
+    assert ablation.main() == 2 and len(trained) == 4
+    assert "whole_1: a run of other settings is here" in capsys.readouterr().err
 
 
 def test_nothing_finished_is_said(tmp_path, monkeypatch, capsys):
