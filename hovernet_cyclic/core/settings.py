@@ -208,7 +208,7 @@ class BackEndSettings:
     Between the parts the teacher widens the pseudo masks. patch_shape: (h, w) px of the network's output in training.
     negatives_per_batch: of the batch, how many are made of negative patches, on which every pixel is background.
     consistency_weight: weight of the student's squared distance to the teacher on pixels that are not trusted; 0 spares
-    the teacher's look at each batch (.1 changed no score, see docs/accuracy.md).
+    the teacher's look at each batch (.1 moves no score, see docs/accuracy.md).
     hv_everywhere: teach hv also on pixels that are not trusted, as far from any nucleus (to measure what that costs).
     paste_share: share of the crops on which trusted nuclei of the same tile are pasted (see dataloader/copy_paste.py),
     up to most_pasted of those ranked above paste_above, and a pale_share of them with a pale inside.
