@@ -128,6 +128,26 @@ def test_when_memory_is_short_in_the_middle_nothing_is_lost(capsys):
     assert capsys.readouterr().err == "" and max(greedy.seen[before:])[-1] <= 232  # it has learnt
 
 
+class Tiring(Greedy):
+    """Its memory suffices for the first three patches, and then for smaller ones."""
+
+    def __call__(self, images):
+        if len(self.seen) == 3:
+            self.limit = 300 * 344
+        return super().__call__(images)
+
+
+def test_nor_is_what_was_answered_before_memory_became_short(capsys):
+    torch.manual_seed(0)
+    net, image = HoVerNet("small"), picture(1300, 200)
+    wanted = NetworkSegmenter(net, "small", "cpu").raw_maps(image)
+    segmenter = NetworkSegmenter(net, "small", "cpu", 1, largest_patch=464)
+    tiring = Tiring(net, limit=10**9)
+    same(segmenter.raw_maps(image), wanted, 1e-5)
+    assert len(tiring.seen) > 4 and tiring.seen[2][-2] > tiring.seen[4][-2]
+    assert "in place of" in capsys.readouterr().err
+
+
 def test_memory_that_suffices_for_nothing_is_an_error(nets):
     net = HoVerNet("small")
     Greedy(net, limit=10)

@@ -43,6 +43,8 @@ def importable(tmp_path_factory):
         "    def __call__(self, tile_job):\n"
         "        name = tile_job.key.stem\n"
         "        if name == 'kill':\n            os._exit(9)\n"
+        "        tried = tile_job.key.with_suffix('.tried')\n"
+        "        if name == '77' and not tried.exists():\n            tried.touch()\n            os._exit(9)\n"
         "        if name == 'bad':\n            raise DatasetError('bad.png is bad: mend it.')\n"
         "        if name == 'odd':\n            raise KeyError('seven')\n"
         "        return int(name)\n"
@@ -74,6 +76,13 @@ def test_nor_in_processes_even_if_one_is_killed(importable):
     outcomes = list(finish_all(map(job, ["kill.png", *NAMES]), importable, 2))
     found = check(outcomes)
     assert "was killed" in found["kill.png"].failure and found["kill.png"].failure.startswith("kill.png")
+
+
+def test_a_tile_whose_process_dies_once_is_done_again(importable, tmp_path):
+    names = [str(tmp_path / name) for name in ("1.png", "77.png", "2.png")]
+    outcomes = list(finish_all(map(job, names), importable, 2))
+    assert (tmp_path / "77.tried").exists()
+    assert sorted(outcome.result for outcome in outcomes) == [1, 2, 77]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
