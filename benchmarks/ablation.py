@@ -149,6 +149,7 @@ def main() -> int:
         runs = chosen_runs(arguments)
         for run, recipe in runs.values():
             check_settings(run, recipe)
+        for run, recipe in runs.values():
             if not (arguments["--score_only"] or run.net.exists()):
                 train(recipe, run, arguments)
         report = scored(arguments, runs)
