@@ -139,7 +139,7 @@ def chosen_recipe(arguments: Mapping[str, Any]) -> TrainRecipe:
         raise RecipeError("--view=: use train or valid.")
     recipe = RECIPES[name]()
     if arguments["--seed"] is not None:
-        recipe = dataclasses.replace(recipe, seed=_whole_number("--seed", arguments["--seed"]))
+        recipe = dataclasses.replace(recipe, seed=whole_number("--seed", arguments["--seed"]))
     return dataclasses.replace(recipe, log_dir=arguments["--log_dir"] or str(Path(recipe.log_dir) / recipe.name))
 
 
@@ -151,7 +151,7 @@ def train(arguments: Mapping[str, Any], recipe: TrainRecipe, words: Sequence[str
     from models.ranks import ALONE
 
     asked = arguments["--num_workers"]
-    workers = None if asked is None else _whole_number("--num_workers", asked)
+    workers = None if asked is None else whole_number("--num_workers", asked)
     if is_one_of_several():
         work, stopped = partial(train_as, arguments, recipe), partial(say_how_to_go_on, words, recipe)
         return run_as_rank(work, arguments["--gpu"], workers, recipe.log_dir, stopped)
@@ -303,7 +303,8 @@ def check(arguments: Mapping[str, Any], recipe: TrainRecipe) -> int:
     return 0 if report.sound else 1
 
 
-def _whole_number(option: str, text: str) -> int:
+def whole_number(option: str, text: str) -> int:
+    """The number of an option, 0 or more. Raises RecipeError."""
     if not text.isdecimal():
         raise RecipeError(f"{option}={text}: give a whole number from 0.")
     return int(text)

@@ -44,10 +44,11 @@ from hovernet_cyclic.core.errors import HoverNetCyclicError, RecipeError
 from hovernet_cyclic.core.settings import TrainRecipe
 from hovernet_cyclic.core.types import AnnotatedSource
 from hovernet_cyclic.training.evaluate import score_source
-from hovernet_cyclic.training.run_dir import RunDir
+from hovernet_cyclic.training.run_dir import RunDir, is_same_run
 from infer.base import NetworkSegmenter
 from models.checkpoint import load_network
 from models.devices import choose_device
+from run_train import whole_number
 
 Change = Callable[[TrainRecipe], TrainRecipe]
 SHOWN = ("dice", "aji", "pq")
@@ -176,11 +177,11 @@ def chosen_runs(arguments: dict[str, Any]) -> Runs:
         )
     whole = config.RECIPES[arguments["--recipe"]]()
     if arguments["--cycles"]:
-        whole = dataclasses.replace(whole, num_cycles=number(arguments, "--cycles"))
+        whole = dataclasses.replace(whole, num_cycles=whole_number("--cycles", arguments["--cycles"]))
     if arguments["--steps"]:
-        whole = changed(back_end={"steps": number(arguments, "--steps")})(whole)
+        whole = changed(back_end={"steps": whole_number("--steps", arguments["--steps"])})(whole)
     runs = {}
-    for seed in numbers(arguments, "--seeds"):
+    for seed in (whole_number("--seeds", text.strip()) for text in arguments["--seeds"].split(",")):
         for name in names:
             run = RunDir(Path(arguments["--log_dir"]) / f"{name}_{seed}")
             runs[name, seed] = run, dataclasses.replace(arms[name][1](whole), seed=seed)
@@ -189,28 +190,10 @@ def chosen_runs(arguments: dict[str, Any]) -> Runs:
 
 def check_settings(run: RunDir, recipe: TrainRecipe) -> None:
     """Raises RecipeError where the folder holds a run of other settings, such as fewer steps: arms share names."""
-    begun = run.read_json("recipe.json", None)
-    if begun is None:
-        return
-    there = dataclasses.replace(TrainRecipe.from_dict(begun["recipe"]), log_dir=recipe.log_dir)
-    if there != recipe:
+    found = run.read_json("recipe.json", None)
+    begun = found and found["recipe"]
+    if begun and not (is_same_run(begun, recipe) and begun["num_cycles"] == recipe.num_cycles):
         raise RecipeError(f"{run.path}: a run of other settings is here: give another --log_dir.")
-
-
-def numbers(arguments: dict[str, Any], name: str) -> list[int]:
-    """The whole numbers of an option's comma list. Raises RecipeError."""
-    try:
-        return [int(value) for value in arguments[name].split(",")]
-    except ValueError as error:
-        raise RecipeError(f"{name}={arguments[name]}: give whole numbers, with commas between several.") from error
-
-
-def number(arguments: dict[str, Any], name: str) -> int:
-    """The whole number of an option. Raises RecipeError."""
-    try:
-        return int(arguments[name])
-    except ValueError as error:
-        raise RecipeError(f"{name}={arguments[name]}: give a whole number.") from error
 
 
 def scored(arguments: dict[str, Any], runs: Runs) -> dict[str, Any]:
