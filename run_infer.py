@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hovernet_cyclic.command_faults import path_fault
-from hovernet_cyclic.command_line import exit_with
+from hovernet_cyclic.command_line import exit_with, whole_number
 from hovernet_cyclic.core.errors import CheckpointError, HoverNetCyclicError, RecipeError
 
 if TYPE_CHECKING:
@@ -245,7 +245,9 @@ def checked_settings(shared: Mapping[str, Any]) -> dict[str, Any]:
     if not settings["model_path"]:
         raise RecipeError("--model_path must be given before the mode: the net.tar of a run, or a .tar of hover_net.")
     lowest = {"batch_size": 1, "nr_inference_workers": 0, "nr_post_proc_workers": 0, "nr_types": 0}
-    settings.update({name: whole_number(f"--{name}", settings[name], low) for name, low in lowest.items()})
+    for name, low in lowest.items():
+        if settings[name] is not None:
+            settings[name] = whole_number(f"--{name}", settings[name], low)
     choices = {
         "precision": ("auto", "fp32", "bf16"),
         "post_proc": ("local", "hovernet"),
@@ -255,15 +257,6 @@ def checked_settings(shared: Mapping[str, Any]) -> dict[str, Any]:
         if settings[name] is not None and settings[name] not in allowed:
             raise RecipeError(f"--{name}={settings[name]}: use one of {', '.join(allowed)}.")
     return settings
-
-
-def whole_number(option: str, text: str | None, lowest: int) -> int | None:
-    """The number of an option, None where it was not given. Raises RecipeError for others and those below `lowest`."""
-    if text is None:
-        return None
-    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < lowest:
-        raise RecipeError(f"{option}={text}: give a whole number from {lowest}.")
-    return int(text)
 
 
 def run_tiles(settings: Mapping[str, Any], own: Mapping[str, Any], tiles: TileFiles) -> Summary:

@@ -45,7 +45,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hovernet_cyclic.command_line import exit_with, is_one_of_several, leads, open_on_screen
+from hovernet_cyclic.command_line import exit_with, is_one_of_several, leads, open_on_screen, whole_number
 from hovernet_cyclic.core.errors import HoverNetCyclicError, RecipeError
 from hovernet_cyclic.core.settings import TrainRecipe
 
@@ -301,13 +301,6 @@ def check(arguments: Mapping[str, Any], recipe: TrainRecipe) -> int:
     report = check_data(splits)
     print(describe(report, data, arguments["--data_dir"]))
     return 0 if report.sound else 1
-
-
-def whole_number(option: str, text: str) -> int:
-    """The number of an option, 0 or more. Raises RecipeError."""
-    if not text.isdecimal():
-        raise RecipeError(f"{option}={text}: give a whole number from 0.")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ Options:
   --arms=<names>      Comma list of those below, or all. [default: all]
   --cycles=<n>        Cycles of each run, but where the arm is about them; the recipe's if not given.
   --steps=<n>         Back-end steps of the first cycle; the recipe's if not given.
+  --steps_later=<n>   Those of each later cycle; the recipe's if not given.
   --seeds=<ns>        Comma list of seeds; with several, mean and standard deviation are told. [default: 10]
   --gpu=<ids>         As for run_train.py. [default: cpu]
   --score_only        Train nothing: score what is there.
@@ -40,6 +41,7 @@ from docopt import docopt
 import config
 from benchmarks.accuracy import arm_recipe, cost_of, train
 from dataloader.datasets import open_source
+from hovernet_cyclic.command_line import whole_number
 from hovernet_cyclic.core.errors import HoverNetCyclicError, RecipeError
 from hovernet_cyclic.core.settings import TrainRecipe
 from hovernet_cyclic.core.types import AnnotatedSource
@@ -48,7 +50,6 @@ from hovernet_cyclic.training.run_dir import RunDir, is_same_run
 from infer.base import NetworkSegmenter
 from models.checkpoint import load_network
 from models.devices import choose_device
-from run_train import whole_number
 
 Change = Callable[[TrainRecipe], TrainRecipe]
 SHOWN = ("dice", "aji", "pq")
@@ -178,8 +179,9 @@ def chosen_runs(arguments: dict[str, Any]) -> Runs:
     whole = config.RECIPES[arguments["--recipe"]]()
     if arguments["--cycles"]:
         whole = dataclasses.replace(whole, num_cycles=whole_number("--cycles", arguments["--cycles"]))
-    if arguments["--steps"]:
-        whole = changed(back_end={"steps": whole_number("--steps", arguments["--steps"])})(whole)
+    for option, name in (("--steps", "steps"), ("--steps_later", "steps_later")):
+        if arguments[option]:
+            whole = changed(back_end={name: whole_number(option, arguments[option])})(whole)
     runs = {}
     for seed in (whole_number("--seeds", text.strip()) for text in arguments["--seeds"].split(",")):
         for name in names:

@@ -44,7 +44,8 @@ from dataloader.datasets.kumar import SPLIT_OF, TRAIN
 from dataloader.datasets.monusac import CROP, CROPS
 from dataloader.images import read_rgb, write_png
 from dataloader.label_files import read_label_map
-from hovernet_cyclic.core.errors import DatasetError, HoverNetCyclicError, RecipeError
+from hovernet_cyclic.command_line import whole_number
+from hovernet_cyclic.core.errors import DatasetError, HoverNetCyclicError
 from hovernet_cyclic.core.label_maps import boxes, relabel
 from hovernet_cyclic.core.settings import DataSettings
 from hovernet_cyclic.core.types import AnnotatedSource, Annotation, DataSplits
@@ -67,7 +68,7 @@ def main() -> int:
     arguments = docopt(__doc__ or "")
     source, out = Path(arguments["--data_dir"]), Path(arguments["--out"])
     try:
-        limit = None if arguments["--images"] is None else whole_number("--images", arguments["--images"])
+        limit = None if arguments["--images"] is None else whole_number("--images", arguments["--images"], 1)
         if out.exists() and any(out.iterdir()):
             raise DatasetError(f"{out} is not empty: give a new folder as --out.")
         kumar, consep = originals(source, limit)
@@ -80,13 +81,6 @@ def main() -> int:
     print(f"{len(kumar)} images of Kumar's 30, {len(consep)} of CoNSeP; {len(differing)} maps differ when read back")
     print("\n".join(differing), file=sys.stderr)
     return 1 if differing else 0
-
-
-def whole_number(option: str, text: str) -> int:
-    """The number, 1 or more. Raises RecipeError."""
-    if not text.isdecimal() or int(text) < 1:
-        raise RecipeError(f"{option}={text}: give a whole number from 1.")
-    return int(text)
 
 
 def originals(source: Path, limit: int | None = None) -> tuple[list[Original], list[Original]]:

@@ -1,14 +1,17 @@
-"""How the run_* scripts end."""
+"""What the run_* scripts share: how they end, and what they take for a number."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
+
+from hovernet_cyclic.core.errors import RecipeError
 
 
 def exit_with(main: Callable[[], int]) -> NoReturn:
@@ -22,6 +25,13 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
         code = 141
     sys.exit(code)
+
+
+def whole_number(option: str, text: str, lowest: int = 0) -> int:
+    """The number given with an option such as '--seed'. Raises RecipeError where it is none, or below `lowest`."""
+    if not re.fullmatch("[0-9]{1,10}", text) or int(text) < lowest:
+        raise RecipeError(f"{option}={text}: give a whole number from {lowest}.")
+    return int(text)
 
 
 def is_one_of_several() -> bool:

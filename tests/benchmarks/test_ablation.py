@@ -17,6 +17,7 @@ OPTIONS = {
     "--recipe": "benchmark",
     "--cycles": None,
     "--steps": None,
+    "--steps_later": None,
     "--seeds": "10,11",
     "--log_dir": "logs",
 }
@@ -54,6 +55,10 @@ def test_all_is_taught_where_nothing_is_ignored():
 def test_shorter_runs_are_as_short_in_every_arm():
     runs = ablation.chosen_runs(OPTIONS | {"--cycles": "1", "--steps": "50", "--seeds": "3"})
     assert all(steps_of(recipe) == 50 and recipe.seed == 3 for _, recipe in runs.values())
+    runs = ablation.chosen_runs(OPTIONS | {"--cycles": "2", "--steps": "50", "--steps_later": "70"})
+    assert {name: steps_of(recipe) for (name, _), recipe in runs.items()} == {
+        name: 50 if name == "one_cycle" else 120 for name, _ in runs
+    }
 
 
 @pytest.mark.parametrize(
@@ -62,6 +67,7 @@ def test_shorter_runs_are_as_short_in_every_arm():
         {"--arms": "whole,none"},
         {"--recipe": "none"},
         {"--steps": "many"},
+        {"--steps_later": "-5"},
         {"--cycles": "2,3"},
         {"--seeds": "1,"},
     ],

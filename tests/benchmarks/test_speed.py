@@ -1,5 +1,7 @@
 """The benchmark of speed: the reference is restated faithfully, the floor is counted right, and both ways run."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -55,6 +57,39 @@ def test_the_floor_counts_each_pixel_once(monkeypatch):
     # The stem alone, by hand: 3 x 3 x 3 -> 32 at half the side, two operations each.
     net = HoVerNet("small")
     assert net.stem.conv.weight.numel() * 2 / 4 / 1e3 < counted < 200
+
+
+def test_each_row_of_ours_is_measured_against_the_reference_of_its_size(monkeypatch, tmp_path, capsys):
+    stages = ("read", "network", "post_proc", "write", "all")
+    base = {"pipeline": "reference", "net": "fast", "precision": "float32", "nuclei": 5, "peak_rss_mib": 1.0}
+
+    def work_done(work, *arguments):
+        if work is speed.time_reference:
+            return base | {"megapixels": arguments[0], "seconds": dict.fromkeys(stages, 100.0 * arguments[0])}
+        if work is speed.time_ours:
+            mode, megapixels, _ = arguments
+            took = dict.fromkeys(stages, {"small": 2.0, "fast": 20.0}[mode]) | {"post_proc": 10.0}
+            ours = {"pipeline": "ours", "net": mode, "precision": "bfloat16", "megapixels": megapixels}
+            return base | ours | {"seconds": took}
+        mode, dtype = arguments
+        assert work is speed.floor and dtype == torch.bfloat16
+        return {"gflop_per_megapixel": {"small": 50.0, "fast": 500.0}[mode], "gflop_per_s": 100.0}
+
+    monkeypatch.setattr(speed, "apart", work_done)
+    out = tmp_path / "speed.json"
+    monkeypatch.setattr("sys.argv", ["speed", "--net", "small", "fast", "--megapixels", "1", "4", "--out", str(out)])
+    assert speed.main() == 0
+    report = json.loads(out.read_text())
+    rows = {(row["pipeline"], row["net"], row["megapixels"]): row for row in report["rows"]}
+    assert len(rows) == 6 and report["options"]["megapixels"] == [1, 4]
+    assert rows["ours", "small", 1]["ratio"] == {"all": 50, "network": 50, "post_proc": 10}
+    assert rows["ours", "small", 4]["ratio"] == {"all": 200, "network": 200, "post_proc": 40}
+    assert rows["ours", "fast", 4]["ratio"]["all"] == 20
+    assert rows["ours", "small", 4]["floor"]["seconds"] == 2 and rows["ours", "fast", 1]["floor"]["seconds"] == 5
+    header, _, *lines = capsys.readouterr().out.splitlines()
+    cells = [dict(zip(header.split(" | "), line.split(" | "), strict=True)) for line in lines]
+    assert [cell["ratio"] for cell in cells] == ["1", "50.0", "5.0", "1", "200.0", "20.0"]
+    assert [cell["times floor"] for cell in cells] == ["", "4.00", "4.00", "", "1.00", "1.00"]
 
 
 def test_ours_and_the_reference_are_timed(monkeypatch):

@@ -4,7 +4,21 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 from hovernet_cyclic import command_line
+from hovernet_cyclic.core.errors import RecipeError
+
+
+@pytest.mark.parametrize(("text", "lowest", "number"), [("0", 0, 0), ("7", 1, 7), ("4294967295", 0, 2**32 - 1)])
+def test_a_whole_number_is_read(text, lowest, number):
+    assert command_line.whole_number("--seed", text, lowest) == number
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1.5", "1e3", "x", " 3", "\u0663", "12345678901", "0"])
+def test_other_numbers_are_told_with_their_option(text):
+    with pytest.raises(RecipeError, match=f"--images={text}: give a whole number from 1"):
+        command_line.whole_number("--images", text, 1)
 
 
 def test_a_screen_is_used_where_there_is_one_and_a_person_in_front_of_it(tmp_path, monkeypatch):
