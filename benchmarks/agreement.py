@@ -32,9 +32,9 @@ from benchmarks.json_report import write_report
 from dataloader.images import read_rgb
 from hovernet_cyclic.command_line import whole_number
 from hovernet_cyclic.core.errors import DatasetError, HoverNetCyclicError
-from hovernet_cyclic.core.metrics import overlap_table
+from hovernet_cyclic.core.metrics import Float64Array, overlap_table
 from hovernet_cyclic.core.settings import TrainRecipe
-from hovernet_cyclic.core.types import Float64Array, RawMaps, Segmenter
+from hovernet_cyclic.core.types import RawMaps, Segmenter
 from infer.base import NetworkSegmenter, ReferenceSegmenter
 from models.checkpoint import LoadedNetwork, load_network
 from models.hovernet.net_desc import margin

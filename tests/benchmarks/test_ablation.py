@@ -56,7 +56,7 @@ def test_shorter_runs_are_as_short_in_every_arm():
     runs = ablation.chosen_runs(OPTIONS | {"--cycles": "1", "--steps": "50", "--seeds": "3"})
     assert all(steps_of(recipe) == 50 and recipe.seed == 3 for _, recipe in runs.values())
     runs = ablation.chosen_runs(OPTIONS | {"--cycles": "2", "--steps": "50", "--steps_later": "70"})
-    assert {name: steps_of(recipe) for (name, _), recipe in runs.items()} == {
+    assert {name: steps_of(recipe) for (name, _), (_, recipe) in runs.items()} == {
         name: 50 if name == "one_cycle" else 120 for name, _ in runs
     }
 
