@@ -54,7 +54,7 @@ demo: $(RUNTIME)
 	@echo "  $(DEMO)/scores.json               the table above; the network learnt without any drawn mask"
 
 test: $(DEVELOPMENT)
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --maxprocesses=4
 
 # The console script is handed to the interpreter, so that it also runs where the checkout was moved.
 lint: $(DEVELOPMENT)

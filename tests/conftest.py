@@ -1,11 +1,16 @@
 """Data and a run so small that every test can afford them."""
 
 import dataclasses
+import os
 import shutil
 
 import numpy as np
 import pytest
 from hypothesis import settings
+
+# Several test processes share the cores; it must stand before torch is loaded.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A busy machine takes its time: how long an example takes says nothing about whether the code is right.
 settings.register_profile("patient", deadline=None)
