@@ -1,12 +1,12 @@
 """Whether what makes inference fast changes the nuclei: each way of asking a network, against the plain one.
 
 Usage:
-  agreement.py --net_path=<file> --image_dir=<dir> [options]
+  agreement.py --model_path=<file> --input_dir=<dir> [options]
   agreement.py (-h | --help)
 
 Options:
-  --net_path=<file>     A trained network (net.tar).
-  --image_dir=<dir>     PNG images at the network's scale.
+  --model_path=<file>   A trained network (net.tar).
+  --input_dir=<dir>     PNG images at the network's scale.
   --images=<n>          How many of them, first by name; all if not given.
   --out=<file>          Also write the table as JSON.
   -h --help             Show this text.
@@ -117,14 +117,14 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> int:
     arguments = docopt(__doc__ or "")
-    folder = Path(arguments["--image_dir"])
+    folder = Path(arguments["--input_dir"])
     try:
         paths = sorted(folder.glob("*.png"))
         if arguments["--images"]:
             paths = paths[: whole_number("--images", arguments["--images"], 1)]
         if not paths:
-            raise DatasetError(f"{folder}: no PNG images are here: give another --image_dir.")
-        loaded = load_network(Path(arguments["--net_path"]))
+            raise DatasetError(f"{folder}: no PNG images are here: give another --input_dir.")
+        loaded = load_network(Path(arguments["--model_path"]))
         rows = measure(loaded, paths)
     except HoverNetCyclicError as error:
         print(error, file=sys.stderr)

@@ -76,12 +76,12 @@ def test_frozen_and_small_patches_change_nothing_and_the_lattice_of_training_doe
 def test_the_command_writes_its_table(decided, tmp_path, monkeypatch, capsys):
     write_png(tmp_path / "image.png", np.full((40, 40, 3), 200, np.uint8))
     monkeypatch.setattr(agreement, "load_network", lambda path: decided)
-    arguments = ["agreement", "--net_path=net.tar", f"--image_dir={tmp_path}", f"--out={tmp_path / 'out.json'}"]
+    arguments = ["agreement", "--model_path=net.tar", f"--input_dir={tmp_path}", f"--out={tmp_path / 'out.json'}"]
     monkeypatch.setattr(sys, "argv", arguments)
     assert agreement.main() == 0
     assert capsys.readouterr().out.count("\n") == 7
     report = json.loads((tmp_path / "out.json").read_text())
     assert report["images"] == ["image.png"] and len(report["rows"]) == 5
-    monkeypatch.setattr(sys, "argv", ["agreement", "--net_path=net.tar", "--image_dir=nowhere"])
+    monkeypatch.setattr(sys, "argv", ["agreement", "--model_path=net.tar", "--input_dir=nowhere"])
     assert agreement.main() == 2
     assert "nowhere: no PNG images are here" in capsys.readouterr().err
