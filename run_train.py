@@ -47,7 +47,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hovernet_cyclic.command_line import exit_with, is_one_of_several, leads, open_on_screen, whole_number
 from hovernet_cyclic.core.errors import HoverNetCyclicError, RecipeError
-from hovernet_cyclic.core.settings import TrainRecipe
+from hovernet_cyclic.core.settings import LARGEST_SEED, TrainRecipe
 
 if TYPE_CHECKING:
     from hovernet_cyclic.core.types import DataSplits
@@ -139,7 +139,7 @@ def chosen_recipe(arguments: Mapping[str, Any]) -> TrainRecipe:
         raise RecipeError("--view=: use train or valid.")
     recipe = RECIPES[name]()
     if arguments["--seed"] is not None:
-        recipe = dataclasses.replace(recipe, seed=whole_number("--seed", arguments["--seed"]))
+        recipe = dataclasses.replace(recipe, seed=whole_number("--seed", arguments["--seed"], highest=LARGEST_SEED))
     return dataclasses.replace(recipe, log_dir=arguments["--log_dir"] or str(Path(recipe.log_dir) / recipe.name))
 
 

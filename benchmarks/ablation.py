@@ -43,7 +43,7 @@ from benchmarks.accuracy import arm_recipe, cost_of, train
 from dataloader.datasets import open_source
 from hovernet_cyclic.command_line import whole_number
 from hovernet_cyclic.core.errors import HoverNetCyclicError, RecipeError
-from hovernet_cyclic.core.settings import TrainRecipe
+from hovernet_cyclic.core.settings import LARGEST_SEED, TrainRecipe
 from hovernet_cyclic.core.types import AnnotatedSource
 from hovernet_cyclic.training.evaluate import score_source
 from hovernet_cyclic.training.run_dir import RunDir, is_same_run
@@ -183,7 +183,9 @@ def chosen_runs(arguments: dict[str, Any]) -> Runs:
         if arguments[option]:
             whole = changed(back_end={name: whole_number(option, arguments[option])})(whole)
     runs = {}
-    for seed in (whole_number("--seeds", text.strip()) for text in arguments["--seeds"].split(",")):
+    for seed in (
+        whole_number("--seeds", text.strip(), highest=LARGEST_SEED) for text in arguments["--seeds"].split(",")
+    ):
         for name in names:
             run = RunDir(Path(arguments["--log_dir"]) / f"{name}_{seed}")
             runs[name, seed] = run, dataclasses.replace(arms[name][1](whole), seed=seed)

@@ -6,15 +6,15 @@ Usage:
 
 Options:
   --model_path=<file>   A trained network (net.tar).
-  --input_dir=<dir>     PNG images at the network's scale.
+  --input_dir=<dir>     Images at the network's scale.
   --images=<n>          How many of them, first by name; all if not given.
   --out=<file>          Also write the table as JSON.
   -h --help             Show this text.
 
 Run it from the repository root as `python -m benchmarks.agreement`, on a CPU. The plain way is the network as it was
-trained, in float32, on the largest patches. Post-processing is 'local' in all. `IoU > .99`: share of the plain way's
-nuclei that have a partner with more than that. `pixels`: share of those whose probability differs by more than .01;
-`most`: the largest difference.
+trained, in float32, on the largest patches. Post-processing is 'local' in all, and types are not compared. `nuclei`: of
+the plain way and of the other. `IoU > .99`: share of the plain way's that have a partner with more than that. `pixels`:
+share of those whose probability differs by more than .01, mean over images; `most`: the largest difference.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ import torch
 from docopt import docopt
 
 from benchmarks.json_report import write_report
-from dataloader.images import read_rgb
+from dataloader.images import list_images, read_rgb
 from hovernet_cyclic.command_line import whole_number
-from hovernet_cyclic.core.errors import DatasetError, HoverNetCyclicError
+from hovernet_cyclic.core.errors import HoverNetCyclicError, RecipeError
 from hovernet_cyclic.core.metrics import Float64Array, overlap_table
 from hovernet_cyclic.core.settings import TrainRecipe
 from hovernet_cyclic.core.types import RawMaps, Segmenter
@@ -45,9 +45,10 @@ DIFFERS = 0.01
 
 
 class Difference(NamedTuple):
-    """What one way changes on one image. iou: of each nucleus of the plain way, its best partner's."""
+    """What one way changes on one image. iou: of each nucleus of the plain way, its best partner's. nuclei: its own."""
 
     iou: Float64Array
+    nuclei: int
     pixels: float
     most: float
 
@@ -76,17 +77,17 @@ def difference(plain: RawMaps, other: RawMaps, smallest_area: int) -> Difference
     best = np.zeros(len(table.true_ids))
     np.maximum.at(best, table.pair_true, table.pair_iou)
     apart = np.abs(plain.np_prob - other.np_prob)
-    return Difference(best, float((apart > DIFFERS).mean()), float(apart.max()))
+    return Difference(best, len(table.pred_ids), float((apart > DIFFERS).mean()), float(apart.max()))
 
 
 def row_of(way: str, found: Sequence[Difference]) -> dict[str, Any]:
-    """A row of the table: all nuclei of all images as one."""
+    """A row of the table: all nuclei of all images as one. Shares of no nucleus are None."""
     iou = np.concatenate([one.iou for one in found])
-    above = {f"iou_above_{bar}": float((iou > bar).mean()) if len(iou) else float("nan") for bar in (0.99, 0.9)}
+    above = {f"iou_above_{bar}": float((iou > bar).mean()) if len(iou) else None for bar in (0.99, 0.9)}
     most = max(one.most for one in found)
     return {
         "way": way,
-        "nuclei": len(iou),
+        "nuclei": [len(iou), sum(one.nuclei for one in found)],
         **above,
         "pixels": float(np.mean([one.pixels for one in found])),
         "most": most,
@@ -110,28 +111,30 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
     """The table in Markdown."""
     lines = ["| way | nuclei | IoU > .99 | IoU > .9 | pixels | most |", "|---" * 6 + "|"]
     for row in rows:
-        shares = " | ".join(f"{row[name]:.2%}" for name in ("iou_above_0.99", "iou_above_0.9", "pixels"))
-        lines.append(f"| {row['way']} | {row['nuclei']} | {shares} | {row['most']:.2g} |")
+        shares = [row[name] for name in ("iou_above_0.99", "iou_above_0.9", "pixels")]
+        shown = " | ".join("none" if share is None else f"{share:.2%}" for share in shares)
+        plain, other = row["nuclei"]
+        lines.append(f"| {row['way']} | {plain}, {other} | {shown} | {row['most']:.2g} |")
     return "\n".join(lines)
 
 
 def main() -> int:
     arguments = docopt(__doc__ or "")
-    folder = Path(arguments["--input_dir"])
+    out = Path(arguments["--out"]) if arguments["--out"] else None
     try:
-        paths = sorted(folder.glob("*.png"))
-        if arguments["--images"]:
+        if out and not out.parent.is_dir():
+            raise RecipeError(f"--out={out}: there is no folder {out.parent}: create it, or name another file.")
+        paths = list_images(arguments["--input_dir"])
+        if arguments["--images"] is not None:
             paths = paths[: whole_number("--images", arguments["--images"], 1)]
-        if not paths:
-            raise DatasetError(f"{folder}: no PNG images are here: give another --input_dir.")
         loaded = load_network(Path(arguments["--model_path"]))
         rows = measure(loaded, paths)
     except HoverNetCyclicError as error:
         print(error, file=sys.stderr)
         return 2
     print(render(rows))
-    if arguments["--out"]:
-        write_report(Path(arguments["--out"]), {"rows": rows, "images": [path.name for path in paths]})
+    if out:
+        write_report(out, {"rows": rows, "images": [path.name for path in paths]})
     return 0
 
 

@@ -27,11 +27,11 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
     sys.exit(code)
 
 
-def whole_number(option: str, text: str, lowest: int = 0) -> int:
-    """The number given with an option such as '--seed'. Raises RecipeError where it is none, or below `lowest`."""
-    if not re.fullmatch("[0-9]{1,10}", text) or int(text) < lowest:
-        raise RecipeError(f"{option}={text}: give a whole number from {lowest}.")
-    return int(text)
+def whole_number(option: str, text: str, lowest: int = 0, highest: int = 10**9) -> int:
+    """The number given with an option such as '--seed'. Raises RecipeError for others and those out of its range."""
+    if not re.fullmatch("0*[0-9]{1,10}", text) or not lowest <= int(text[-10:]) <= highest:
+        raise RecipeError(f"{option}={text}: give a whole number from {lowest} to {highest}.")
+    return int(text[-10:])
 
 
 def is_one_of_several() -> bool:

@@ -188,7 +188,7 @@ class ReferenceSegmenter(NetworkSegmenter):
 def usual_precision(mode: str, device: Device) -> Device:
     """The device at the precision of --precision=auto for a network of this mode.
 
-    On a CPU 'small' counts in float32: bfloat16 is four times as fast, but one in fifteen real nuclei then has another
+    On a CPU 'small' counts in float32: bfloat16 is four times as fast, but one in thirteen real nuclei then has another
     outline by a pixel or more (docs/speed.md). The larger networks take several times as long in float32.
     """
     exact = mode == "small" and device.torch_device.type == "cpu"

@@ -26,6 +26,7 @@ READERS = (
 CAM_METHODS = ("evidence", "cam", "grad_cam", "layer_cam", "lrp")
 TO_STUDENT = ("each", "first", "none")
 POST_PROCS = ("local", "hovernet")
+LARGEST_SEED = 2**32 - 1
 
 SettingsT = TypeVar("SettingsT")
 
@@ -297,7 +298,7 @@ class TrainRecipe:
         _one_of("supervision", self.supervision, SUPERVISIONS)
         _one_of("to_student", self.to_student, TO_STUDENT)
         _positive("num_cycles", self.num_cycles)
-        _check(0 <= self.seed < 2**32, f"seed is {self.seed}: give a whole number from 0 to 2^32 - 1.")
+        _check(0 <= self.seed <= LARGEST_SEED, f"seed is {self.seed}: give a whole number from 0 to 2^32 - 1.")
         if self.supervision != "image_level":
             self._check_types()
         if self.supervision == "mixed":

@@ -22,6 +22,12 @@ SETTINGS = BackEndSettings(batch_size=5, negatives_per_batch=2, paste_share=1.0)
 STEPS = range(3, 8)
 
 
+@pytest.fixture(autouse=True)
+def own_temporary_folder(tmp_path, monkeypatch):
+    """Other tests, and trainings on this machine, leave theirs elsewhere."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
 @pytest.fixture
 def samplers(own_data):
     source = open_folder(DataSettings("folder"), own_data).train

@@ -10,14 +10,16 @@ from hovernet_cyclic import command_line
 from hovernet_cyclic.core.errors import RecipeError
 
 
-@pytest.mark.parametrize(("text", "lowest", "number"), [("0", 0, 0), ("7", 1, 7), ("4294967295", 0, 2**32 - 1)])
+@pytest.mark.parametrize(
+    ("text", "lowest", "number"), [("0", 0, 0), ("7", 1, 7), ("1000000000", 0, 10**9), ("000000000000012", 0, 12)]
+)
 def test_a_whole_number_is_read(text, lowest, number):
     assert command_line.whole_number("--seed", text, lowest) == number
 
 
-@pytest.mark.parametrize("text", ["", "-1", "1.5", "1e3", "x", " 3", "\u0663", "12345678901", "0"])
+@pytest.mark.parametrize("text", ["", "-1", "1.5", "1e3", "x", " 3", "\u0663", "1000000001", "9" * 40, "0"])
 def test_other_numbers_are_told_with_their_option(text):
-    with pytest.raises(RecipeError, match=f"--images={text}: give a whole number from 1"):
+    with pytest.raises(RecipeError, match=f"--images={text}: give a whole number from 1 to 1000000000"):
         command_line.whole_number("--images", text, 1)
 
 

@@ -21,12 +21,14 @@ def picture(number):
 class Echo:
     """A segmenter whose probability is the image's first byte; some images take longer than others."""
 
-    def __init__(self, slow=0):
-        self.slow, self.seen = slow, []
+    def __init__(self, slow=0, all_begin=None):
+        self.slow, self.seen, self.all_begin = slow, [], all_begin
 
     def begin(self, pixels):
         number = int(pixels.image[0, 0, 0])
         self.seen.append(number)
+        if self.all_begin and len(self.seen) == 1:
+            self.all_begin.wait(30)
         time.sleep(self.slow * (number % 3))
         if number == 66:
             raise MemoryError
@@ -45,7 +47,8 @@ def works(count, started=None):
 
 @pytest.mark.parametrize(("devices", "readers"), [(1, 0), (1, 3), (2, 1), (3, 4)])
 def test_answers_come_in_order_from_any_number_of_devices(devices, readers):
-    segmenters = [Echo(0.004) for _ in range(devices)]
+    all_begin = threading.Barrier(devices)  # none is so fast that it leaves another nothing to do
+    segmenters = [Echo(0.004, all_begin) for _ in range(devices)]
     jobs = list(through_networks(works(20), segmenters, readers))
     assert [job.key for job in jobs] == [f"w{number}" for number in range(20)]
     for number, job in enumerate(jobs):

@@ -79,7 +79,8 @@ def test_one_that_fails_takes_the_others_along_and_one_sentence_says_so(ended, f
 )
 def test_under_torchrun_too(fate, sentence, tmp_path):
     """torchrun ends the others itself and adds a report of its own; what we say stands there once."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(SCRIPT), fate, str(tmp_path)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--monitor_interval=2"]
+    command = [*torchrun, str(SCRIPT), fate, str(tmp_path)]  # time enough to say it on a busy machine
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and done.stderr.count(sentence) == 1
     assert 'failing_ranks.py", line' not in done.stderr, "a traceback of ours"
