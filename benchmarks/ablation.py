@@ -29,7 +29,6 @@ no label file; it is scored here afterwards, by the network that the run itself 
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +39,7 @@ from docopt import docopt
 
 import config
 from benchmarks.accuracy import arm_recipe, cost_of, train
+from benchmarks.json_report import write_report
 from dataloader.datasets import open_source
 from hovernet_cyclic.command_line import whole_number
 from hovernet_cyclic.core.errors import HoverNetCyclicError, RecipeError
@@ -160,7 +160,7 @@ def main() -> int:
         return 2
     print(table(report))
     if arguments["--out"]:
-        Path(arguments["--out"]).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_report(Path(arguments["--out"]), report)
     return 0
 
 
@@ -183,9 +183,8 @@ def chosen_runs(arguments: dict[str, Any]) -> Runs:
         if arguments[option]:
             whole = changed(back_end={name: whole_number(option, arguments[option])})(whole)
     runs = {}
-    for seed in (
-        whole_number("--seeds", text.strip(), highest=LARGEST_SEED) for text in arguments["--seeds"].split(",")
-    ):
+    for text in arguments["--seeds"].split(","):
+        seed = whole_number("--seeds", text.strip(), highest=LARGEST_SEED)
         for name in names:
             run = RunDir(Path(arguments["--log_dir"]) / f"{name}_{seed}")
             runs[name, seed] = run, dataclasses.replace(arms[name][1](whole), seed=seed)

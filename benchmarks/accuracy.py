@@ -29,7 +29,6 @@ back-end steps of the recipe's cycles.
 from __future__ import annotations
 
 import dataclasses
-import json
 import multiprocessing
 import sys
 import tempfile
@@ -41,6 +40,7 @@ from docopt import docopt
 import config
 import run_train
 from benchmarks.baselines import otsu_watershed
+from benchmarks.json_report import write_report
 from dataloader.datasets import open_source
 from hovernet_cyclic.core.comparison import SCORE_NAMES, score_pairs
 from hovernet_cyclic.core.errors import HoverNetCyclicError, RecipeError
@@ -71,7 +71,7 @@ def main() -> int:
         return 2
     show(report)
     if arguments["--out"]:
-        Path(arguments["--out"]).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_report(Path(arguments["--out"]), report)
     return 0
 
 

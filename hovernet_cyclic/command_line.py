@@ -29,9 +29,10 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
 
 def whole_number(option: str, text: str, lowest: int = 0, highest: int = 10**9) -> int:
     """The number given with an option such as '--seed'. Raises RecipeError for others and those out of its range."""
-    if not re.fullmatch("0*[0-9]{1,10}", text) or not lowest <= int(text[-10:]) <= highest:
+    number = int(text[-10:]) if re.fullmatch("0*[0-9]{1,10}", text) else -1  # int() refuses thousands of zeros
+    if not lowest <= number <= highest:
         raise RecipeError(f"{option}={text}: give a whole number from {lowest} to {highest}.")
-    return int(text[-10:])
+    return number
 
 
 def is_one_of_several() -> bool:
