@@ -83,9 +83,21 @@ def slide_scale(reader: SlideReader, given: float | None = None) -> SlideScale:
     if reader.magnification:
         guess = UM_OF_MAGNIFICATION_1 / reader.magnification
         return SlideScale((guess, guess), "magnification")
+    if _lost_its_ome(reader.path):
+        raise SlideError(
+            f"{reader.path} is named an OME-TIFF but holds no OME-XML: its end may be missing: copy it again, or add "
+            "--mpp=<um/px of its finest level>, as --mpp=0.25."
+        )
     raise SlideError(
         f"{reader.path} does not say how large its pixels are: add --mpp=<um/px of its finest level>, as --mpp=0.25."
     )
+
+
+def _lost_its_ome(path: str) -> bool:
+    """Writers put OME-XML at the end of the file, which a copy that was cut short lacks."""
+    from dataloader.readers.tiff import is_ome_tiff
+
+    return path.lower().endswith((".ome.tif", ".ome.tiff", ".ome.btf", ".ome.tf8")) and not is_ome_tiff(path)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataloader.images import write_png
 from dataloader.readers.faults import plausible_mpp
 from dataloader.readers.openslide import OpenSlideReader
 from dataloader.readers.tiff import TiffReader
-from dataloader.slides import open_slide
+from dataloader.slides import open_slide, slide_scale
 from hovernet_cyclic.core.errors import SlideError, UnreadableRegionError
 from hovernet_cyclic.core.types import Box
 
@@ -117,6 +117,18 @@ def test_a_torn_tiff_says_which_part(tmp_path, kind):
         reader.read(0, Box(0, 0, SIDE, SIDE + 40))
     first = reader.read(0, Box(0, 0, 16, 16))
     np.testing.assert_array_equal(first, picture()[:16, :16])
+
+
+def test_an_ome_tiff_that_was_cut_short_does_not_ask_for_its_scale_alone(tmp_path):
+    path = tmp_path / "a.ome.tif"
+    ome_tiff(path)  # its OME-XML stands at the end
+    with path.open("r+b") as stream:
+        stream.truncate(path.stat().st_size - 20)
+    with pytest.raises(SlideError, match=r"a\.ome\.tif is named an OME-TIFF but holds no OME-XML: .* copy it again"):
+        slide_scale(open_slide(path))
+    tifffile.imwrite(path, picture(), photometric="rgb", ome=True)  # whole, and silent about its scale
+    with pytest.raises(SlideError, match=r"a\.ome\.tif does not say how large its pixels are"):
+        slide_scale(open_slide(path))
 
 
 def test_a_hole_in_the_middle_of_an_openslide_leaves_the_rest(tmp_path):
