@@ -15,7 +15,7 @@ from hovernet_cyclic.core.settings import (
 )
 
 # Of image-level runs with the small network: the pseudo masks of a later cycle are worth learning longer from.
-SHORT_THEN_LONG = BackEndSettings(steps_later=1800)
+SHORT_THEN_LONG = BackEndSettings(steps_later=5400)
 
 
 def demo() -> TrainRecipe:
@@ -59,7 +59,7 @@ def benchmark_masks() -> TrainRecipe:
         name="benchmark_masks",
         data=DataSettings(reader="benchmark", mpp=0.25),
         supervision="masks",
-        back_end=BackEndSettings(steps=2400),
+        back_end=BackEndSettings(steps=6000),
         num_cycles=1,
     )
 

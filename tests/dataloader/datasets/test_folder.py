@@ -133,10 +133,11 @@ def test_a_label_map_among_the_patches_is_refused_when_read(data_dir):
 
 def test_patches_named_after_one_slide_are_one_group(data_dir):
     kept = data_dir / "patches" / "positive" / "a.png"
-    for name in ("slide7__01.png", "slide7__02.png", "slide_8_01.png"):
+    of_qupath = ("slide9 [d=2,x=0,y=96,w=96,h=96].png", "slide9 [x=96,y=96,w=96,h=96].png")
+    for name in ("slide7__01.png", "slide7__02.png", "slide_8_01.png", *of_qupath):
         (kept.parent / name).write_bytes(kept.read_bytes())
     groups = list(open_source(SETTINGS, str(data_dir)).train.patch_groups)
-    assert groups.count("slide7") == 2 and "slide_8_01" in groups
+    assert groups.count("slide7") == 2 and "slide_8_01" in groups and groups.count("slide9") == 2
 
 
 def test_outlines_serve_as_labels_and_name_types(data_dir):
