@@ -151,8 +151,7 @@ def list_patches(folder: Path) -> list[PatchFile]:
 
     A patch is grouped by the TCGA patient that its name begins with, else by what stands before a double underscore
     (slide7__0001.png) or before the window in brackets that QuPath writes (slide7 [x=0,y=96,...].png), else it is
-    alone. Opens no file. Raises DatasetError for folders that are
-    missing, empty or one-sided.
+    alone. Opens no file. Raises DatasetError for folders that are missing, empty or one-sided.
     """
     return [PatchFile(path, kind, _group(path.stem)) for kind in PATCH_KINDS for path in _list_kind(folder, kind)]
 
