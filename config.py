@@ -59,7 +59,7 @@ def benchmark_masks() -> TrainRecipe:
         name="benchmark_masks",
         data=DataSettings(reader="benchmark", mpp=0.25),
         supervision="masks",
-        back_end=BackEndSettings(steps=6000),
+        back_end=BackEndSettings(steps=SHORT_THEN_LONG.steps_in(2).stop),  # as many as both cycles have
         num_cycles=1,
     )
 

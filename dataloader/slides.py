@@ -35,12 +35,16 @@ def open_slide(path: str | Path) -> SlideReader:
     name = str(path)
     if is_ome_zarr(name):
         return OmeZarrReader(name)
-    is_tiff = name.lower().endswith((".tif", ".tiff", ".ome.btf", ".tf8"))
+    is_tiff = _is_named_tiff(name)
     if is_remote(name):
         return _open_remote(name, is_tiff)
     if not Path(name).exists():
         raise SlideError(f"{name} is not there: check the name.")
     return _open_local(name, is_tiff)
+
+
+def _is_named_tiff(name: str) -> bool:
+    return name.lower().endswith((".tif", ".tiff", ".ome.btf", ".tf8"))
 
 
 def _open_remote(name: str, is_tiff: bool) -> SlideReader:
@@ -83,21 +87,17 @@ def slide_scale(reader: SlideReader, given: float | None = None) -> SlideScale:
     if reader.magnification:
         guess = UM_OF_MAGNIFICATION_1 / reader.magnification
         return SlideScale((guess, guess), "magnification")
+    fault = "does not say how large its pixels are:"
     if _lost_its_ome(reader.path):
-        raise SlideError(
-            f"{reader.path} is named an OME-TIFF but holds no OME-XML: its end may be missing: copy it again, or add "
-            "--mpp=<um/px of its finest level>, as --mpp=0.25."
-        )
-    raise SlideError(
-        f"{reader.path} does not say how large its pixels are: add --mpp=<um/px of its finest level>, as --mpp=0.25."
-    )
+        fault = "is named an OME-TIFF but holds no OME-XML: its end may be missing: copy it again, or"
+    raise SlideError(f"{reader.path} {fault} add --mpp=<um/px of its finest level>, as --mpp=0.25.")
 
 
 def _lost_its_ome(path: str) -> bool:
     """Writers put OME-XML at the end of the file, which a copy that was cut short lacks."""
     from dataloader.readers.tiff import is_ome_tiff
 
-    return path.lower().endswith((".ome.tif", ".ome.tiff", ".ome.btf", ".ome.tf8")) and not is_ome_tiff(path)
+    return _is_named_tiff(path) and Path(path.lower()).stem.endswith(".ome") and not is_ome_tiff(path)
 
 
 @dataclass(frozen=True)
