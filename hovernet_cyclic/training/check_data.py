@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
 
+from dataloader.classifier_loader import held_out_count
 from dataloader.datasets.files import TCGA_PATIENT
 from hovernet_cyclic.core.errors import HoverNetCyclicError
 from hovernet_cyclic.core.label_maps import instance_areas, majority_types
@@ -28,7 +29,8 @@ class Seen:
     """What reading one item gave. problem: why it, or its mask, cannot be read.
 
     name: of the item; digest: of its pixels and size, '' where unread; shape: (H, W) px; label: the name of its
-    image-level label, or ''; nuclei: type_id -> count, None where there are no masks, type 0 where types are not told.
+    image-level label, or ''; group: what patches are held out by, or ''; nuclei: type_id -> count, None where there are
+    no masks, type 0 where types are not told.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Seen:
     shape: tuple[int, int] = (0, 0)
     mpp: float | None = None
     label: str = ""
+    group: str = ""
     nuclei: dict[int, int] | None = None
     notes: tuple[str, ...] = ()
     problem: str = ""
@@ -79,7 +82,8 @@ def _patches(source: TileSource) -> list[Seen]:
 
     def look(index: int) -> Seen:
         patch = source.read_patch(index)
-        return Seen(patch.patch_id, _digest(patch.image), _size(patch.image), label=names[index])
+        group = source.patch_groups[index]
+        return Seen(patch.patch_id, _digest(patch.image), _size(patch.image), label=names[index], group=group)
 
     return _all(look, range(len(names)), [f"{names[i]} patch {i + 1}" for i in range(len(names))])
 
@@ -202,9 +206,23 @@ def _split_lines(split: str, items: Sequence[Seen], data: DataSettings) -> Itera
     labels = Counter(item.label for item in items if item.label)
     if labels:
         yield f"  labels: {_shares(labels)}"
+        yield f"  {_held_out_line(len({item.group for item in items}), data.valid_fraction)}"
     drawn = [item for item in items if item.nuclei is not None]
     if drawn:
         yield from _nuclei_lines(drawn, data)
+
+
+def _held_out_line(groups: int, valid_fraction: float) -> str:
+    """From how many images patches come, and whether some of these can judge the cycles of a run."""
+    held = held_out_count(groups, valid_fraction)
+    images = f"{groups} image{'s' * (groups != 1)}"
+    if held or not valid_fraction:
+        return f"cut from: {images}, {held} held out to judge cycles"
+    fewest = int(0.5 / valid_fraction) + 1  # the first that does not round down
+    return (
+        f"cut from: {images}, too few to hold one out: each cycle is kept unjudged. Add patches from {fewest - groups} "
+        "more, or raise data.valid_fraction."
+    )
 
 
 def _nuclei_lines(drawn: Sequence[Seen], data: DataSettings) -> Iterator[str]:

@@ -37,6 +37,28 @@ def test_sound_data_is_counted(checked, paper_data):
     assert "leaks between splits: none" in text and "cannot be read: none" in text
 
 
+@pytest.mark.parametrize(
+    ("slides", "said"),
+    [
+        (1, "cut from: 1 image, too few to hold one out: each cycle is kept unjudged. Add patches from 3 more"),
+        (3, "cut from: 3 images, too few to hold one out: each cycle is kept unjudged. Add patches from 1 more"),
+        (4, "cut from: 4 images, 1 held out to judge cycles"),
+    ],
+)
+def test_it_is_said_whether_patches_can_be_held_out_to_judge_cycles(checked, tmp_path, slides, said):
+    rng = np.random.default_rng(0)
+    for kind in ("positive", "negative"):
+        (tmp_path / "patches" / kind).mkdir(parents=True)
+        for slide in range(slides):
+            for number in range(2):
+                patch = rng.integers(0, 255, (64, 64, 3), np.uint8)
+                write_png(tmp_path / "patches" / kind / f"slide{slide}__{number}.png", patch)
+    (tmp_path / "tiles").mkdir()
+    write_png(tmp_path / "tiles" / "tile.png", rng.integers(0, 255, (64, 64, 3), np.uint8))
+    code, text = checked("folder", tmp_path)
+    assert code == 0 and f"\n  {said}" in text
+
+
 def test_types_are_counted_by_the_names_of_the_set(paper_data):
     report = check_data(open_source(CCRCC, str(paper_data)))
     (valid,) = report.groups["valid"]
