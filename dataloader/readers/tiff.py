@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ import tifffile
 from dataloader.readers.faults import damaged, is_remote, plausible_mpp, read_fault
 from hovernet_cyclic.core.errors import SlideError
 from hovernet_cyclic.core.types import Box, UInt8Array
+
+# What tifffile finds amiss is said once, by us, in words that name the cure; who wants its own can listen to its logger.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 _UM = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "um": 1.0, "nm": 1e-3, "in": 25400.0}
 _UM_OF_RESOLUTION_UNIT = {2: 25400.0, 3: 10000.0}  # TIFF's inch and centimetre

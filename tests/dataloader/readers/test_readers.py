@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from hovernet_cyclic.core.errors import SlideError, UnreadableRegionError
 from hovernet_cyclic.core.types import Box
 
 DATA = Path(os.environ.get("HOVERNET_CYCLIC_DATA", Path(__file__).parents[4] / "shared" / "data")) / "slides"
+ROOT = Path(__file__).parents[3]
 SIDE = 300
 UM = {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
 
@@ -129,6 +132,17 @@ def test_an_ome_tiff_that_was_cut_short_does_not_ask_for_its_scale_alone(tmp_pat
     tifffile.imwrite(path, picture(), photometric="rgb", ome=True)  # whole, and silent about its scale
     with pytest.raises(SlideError, match=r"a\.ome\.tif does not say how large its pixels are"):
         slide_scale(open_slide(path))
+
+
+def test_the_tiff_library_says_nothing_beside_our_own_sentence(tmp_path):
+    path = tmp_path / "a.ome.tif"
+    ome_tiff(path)
+    with path.open("r+b") as stream:
+        stream.truncate(path.stat().st_size - 20)
+    # in a process of its own: where nothing listens to a library's log, Python prints it
+    code = f"from dataloader.slides import open_slide; open_slide({str(path)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stderr == ""
 
 
 def test_a_hole_in_the_middle_of_an_openslide_leaves_the_rest(tmp_path):
