@@ -17,7 +17,7 @@ from dataloader.readers.faults import damaged, is_remote, plausible_mpp, read_fa
 from hovernet_cyclic.core.errors import SlideError
 from hovernet_cyclic.core.types import Box, UInt8Array
 
-# What tifffile finds amiss is said once, by us, in words that name the cure; who wants its own can listen to its logger.
+# What tifffile finds amiss is said once, by us, in words that name the cure; its logger keeps its own.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 _UM = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "um": 1.0, "nm": 1e-3, "in": 25400.0}
