@@ -124,6 +124,10 @@ def all_arms() -> dict[str, tuple[str, Change]]:
                 back_end={"paste_above": 0.8},
             ),
         ),
+        "within_tile": (
+            "candidates ranked by half among those of their own tile",
+            changed(pseudo_masks={"within_tile": 0.5}),
+        ),
         "nothing_ignored": ("what is not trusted is background", everything_taught),
         "hv_everywhere": (
             "the distance maps are taught on pixels that are not trusted too, as background",

@@ -172,6 +172,7 @@ class PseudoMaskSettings:
 
     Confidence is the share of all candidates of a cycle that are worse. Candidates above `trust_above` are taught
     (`trust_later` once a teacher has spoken too), those under `dismiss_below` are background, the rest is ignored.
+    within_tile: how much a candidate is compared with those of its own tile, 0 (with those of all tiles alone) to 1.
     dark_quantile, faint_evidence: pixels darker than this quantile of the tile whose evidence (a logit) is not below
     this are ignored too, with gaps of up to twice `close_um` between them, unless within `surround_um` of a trusted
     nucleus. inset_um: how far inside of its candidate's outline a nucleus is taught to end. teacher_weight: weight of
@@ -183,6 +184,7 @@ class PseudoMaskSettings:
     trust_above: float = 0.75
     trust_later: float = 0.60
     dismiss_below: float = 0.25
+    within_tile: float = 0.0
     dark_quantile: float = 0.60
     faint_evidence: float = -1.0
     close_um: float = 1.5
@@ -193,7 +195,7 @@ class PseudoMaskSettings:
 
     def __post_init__(self) -> None:
         _one_of("pseudo_masks.cam", self.cam, CAM_METHODS)
-        for name in ("trust_above", "trust_later", "dismiss_below", "dark_quantile"):
+        for name in ("trust_above", "trust_later", "dismiss_below", "within_tile", "dark_quantile"):
             _in_unit(f"pseudo_masks.{name}", getattr(self, name))
         _check(1 <= self.teacher_views <= 8, f"pseudo_masks.teacher_views is {self.teacher_views}: give 1 to 8.")
         lowest_trust = min(self.trust_above, self.trust_later)

@@ -6,7 +6,9 @@ all candidates of the cycle, so that no threshold depends on a drawn mask or on 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -18,6 +20,7 @@ from hovernet_cyclic.core.types import (
     ActivationMap,
     BoolArray,
     Float32Array,
+    Float64Array,
     ImageTile,
     Int32Array,
     PseudoMask,
@@ -101,9 +104,30 @@ def make_pseudo_masks(
     tiles: this process's own, where `ranks` are several; what is best is judged over those of all. trust_above: rank in
     [0, 1] from which a candidate is taught.
     """
-    qualities = ranks.gather([[candidate.quality for candidate in tile.candidates] for tile in tiles])
-    quality = np.sort([value for of_tile in qualities for value in of_tile])
-    return [_pseudo_mask(tile, quality, cycle, mpp, trust_above, settings) for tile in tiles]
+    own = [[candidate.quality for candidate in tile.candidates] for tile in tiles]
+    qualities = ranks.gather(own)
+    among = np.sort([value for of_tile in qualities for value in of_tile])
+    stand = partial(standings, among=among, within_tile=settings.within_tile)
+    everywhere = np.sort([value for of_tile in qualities for value in stand(of_tile)])
+    confidences = (rank_among(everywhere, stand(of_tile)) for of_tile in own)
+    return [
+        _pseudo_mask(tile, ranked.tolist(), cycle, mpp, trust_above, settings)
+        for tile, ranked in zip(tiles, confidences, strict=True)
+    ]
+
+
+def rank_among(values: Float64Array, these: Float64Array) -> Float64Array:
+    """Of each of `these` the share of `values`, sorted, that is below it, in [0, 1)."""
+    return np.searchsorted(values, these) / max(1, len(values))
+
+
+def standings(qualities: Sequence[float], among: Float64Array, within_tile: float) -> Float64Array:
+    """What the candidates of a tile are ranked by: the mean of their ranks among all and in their tile.
+
+    among: qualities of all tiles, sorted. within_tile: weight of the second in [0, 1].
+    """
+    own = np.asarray(qualities, np.float64)
+    return (1 - within_tile) * rank_among(among, own) + within_tile * rank_among(np.sort(own), own)
 
 
 def surest(mask: PseudoMask, above: float) -> list[int]:
@@ -113,7 +137,7 @@ def surest(mask: PseudoMask, above: float) -> list[int]:
 
 def _pseudo_mask(
     tile: TileCandidates,
-    quality: Float32Array,
+    ranks: list[float],
     cycle: int,
     mpp: float,
     trust_above: float,
@@ -122,8 +146,7 @@ def _pseudo_mask(
     shape = tile.doubtful.shape
     inst_map, unsure = np.zeros(shape, np.int32), np.zeros(shape, np.uint8)
     confidence: list[float] = []
-    for candidate in tile.candidates:
-        rank = float(np.searchsorted(quality, candidate.quality)) / max(1, len(quality))
+    for candidate, rank in zip(tile.candidates, ranks, strict=True):
         if rank >= trust_above:
             confidence.append(rank)
             cv2.drawContours(inst_map, [candidate.contour], -1, len(confidence), cv2.FILLED)

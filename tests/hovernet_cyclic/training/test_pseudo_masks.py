@@ -17,6 +17,8 @@ from hovernet_cyclic.training.pseudo_masks import (
     logit,
     make_pseudo_masks,
     outset,
+    rank_among,
+    standings,
     surest,
     tile_candidates,
 )
@@ -59,6 +61,25 @@ def test_rank_is_among_all_tiles_of_the_cycle():
     good_mask, bad_mask = make_pseudo_masks([good, bad], 1, MPP, 0.5, SETTINGS)
     assert good_mask.inst_map.max() == 4 and bad_mask.inst_map.max() == 0
     np.testing.assert_array_equal(good_mask.confidence, 0.5)
+
+
+def test_a_tile_all_of_whose_candidates_are_poor_has_its_best_ones_trusted_where_they_are_compared_within_it():
+    within = dataclasses.replace(SETTINGS, within_tile=1.0)
+    rich, pale = [tile_of(*(candidate(x, y, q + n) for n, (x, y) in enumerate(spots(4)))) for q in (10.0, 0.0)]
+    masks = make_pseudo_masks([rich, pale], 1, MPP, 0.5, within)
+    assert [len(mask.confidence) for mask in masks] == [2, 2]
+    assert [len(mask.confidence) for mask in make_pseudo_masks([rich, pale], 1, MPP, 0.5, SETTINGS)] == [4, 0]
+
+
+@given(st.lists(st.lists(st.integers(0, 20), max_size=8), min_size=1, max_size=4), st.floats(0, 1))
+def test_standings_rise_with_quality_within_a_tile_whatever_the_weight(tiles, within_tile):
+    among = np.sort([quality for tile in tiles for quality in tile])
+    for tile in tiles:
+        found = standings(tile, among, within_tile)
+        assert ((found >= 0) & (found < 1)).all()
+        order = np.argsort(tile, kind="stable")
+        assert (np.diff(found[order]) >= 0).all()
+        np.testing.assert_allclose(standings(tile, among, 0.0), rank_among(among, np.asarray(tile)))
 
 
 @settings(max_examples=30, deadline=None)
