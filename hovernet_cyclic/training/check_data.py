@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
 
-from dataloader.classifier_loader import held_out_count
+from dataloader.classifier_loader import held_out_count, split_by_group
 from dataloader.datasets.files import TCGA_PATIENT
-from hovernet_cyclic.core.errors import HoverNetCyclicError
+from hovernet_cyclic.core.errors import DatasetError, HoverNetCyclicError
 from hovernet_cyclic.core.label_maps import instance_areas, majority_types
 from hovernet_cyclic.core.settings import DataSettings
 from hovernet_cyclic.core.types import AnnotatedSource, Annotation, DataSplits, TileSource, UInt8Array
@@ -46,12 +46,13 @@ class Seen:
 
 @dataclass
 class Report:
-    """What was found. groups: split -> its items; leaks, conflicts: sentences that make the check fail.
+    """What was found. groups: split -> its items; missing, leaks, conflicts: sentences that make the check fail.
 
     patients: TCGA patients that are learnt from and scored on, which is said and left to a person's judgement.
     """
 
     groups: dict[str, list[Seen]]
+    missing: list[str] = field(default_factory=list)
     leaks: list[str] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)
     patients: list[str] = field(default_factory=list)
@@ -63,18 +64,31 @@ class Report:
 
     @property
     def sound(self) -> bool:
-        """Whether everything can be read, and no split or label contradicts another."""
-        return not (self.problems or self.leaks or self.conflicts)
+        """Whether everything can be read, there is enough, and no split or label contradicts another."""
+        return not (self.problems or self.missing or self.leaks or self.conflicts)
 
 
-def check_data(splits: DataSplits) -> Report:
-    """Read each patch, tile and mask once, in parallel, and compare all pictures with one another by their pixels."""
+def check_data(splits: DataSplits, data: DataSettings, seed: int) -> Report:
+    """Read each patch, tile and mask once, in parallel, and compare all pictures with one another by their pixels.
+
+    seed: of the run that the data is meant for, which decides what is held out.
+    """
     groups = {PATCHES: _patches(splits.train), TILES: _tiles(splits.train, splits.train_annotated)}
     scored = {**({"valid": splits.valid} if splits.valid else {}), **splits.test}
     groups |= {name: _annotated(source, range(len(source.tile_ids))) for name, source in scored.items()}
     report = Report({name: items for name, items in groups.items() if items})
+    if PATCHES in report.groups:
+        report.missing += _not_left(splits.train, data, seed)
     _compare(report)
     return report
+
+
+def _not_left(source: TileSource, data: DataSettings, seed: int) -> Iterator[str]:
+    """What a run would stop at: a label all of whose patches are held out."""
+    try:
+        split_by_group(source, data.valid_fraction, seed)
+    except DatasetError as error:
+        yield str(error)
 
 
 def _patches(source: TileSource) -> list[Seen]:
@@ -182,6 +196,7 @@ def describe(report: Report, data: DataSettings, data_dir: str) -> str:
     lines += ["", f"copies within a split: {copies}"]
     for title, sentences in (
         ("cannot be read", report.problems),
+        ("missing", report.missing),
         ("under both labels", report.conflicts),
         ("leaks between splits", report.leaks),
         ("TCGA patients that are learnt from and scored on", report.patients),
@@ -215,7 +230,7 @@ def _split_lines(split: str, items: Sequence[Seen], data: DataSettings) -> Itera
 def _held_out_line(groups: int, valid_fraction: float) -> str:
     """From how many images patches come, and whether some of these can judge the cycles of a run."""
     held = held_out_count(groups, valid_fraction)
-    images = f"{groups} image{'s' * (groups != 1)}"
+    images = f"{groups} image{'s' * (groups != 1)} by their names"
     if held or not valid_fraction:
         return f"cut from: {images}, {held} held out to judge cycles"
     fewest = int(0.5 / valid_fraction) + 1  # the first that does not round down

@@ -12,6 +12,7 @@ from dataloader.images import read_rgb, write_png
 from hovernet_cyclic.core.settings import DataSettings
 from hovernet_cyclic.training.check_data import check_data, describe
 
+FOLDER = DataSettings("folder")
 CCRCC = DataSettings("ccrcc", type_names=("background", "grade 1", "grade 2", "grade 3", "endothelial"))
 
 
@@ -37,30 +38,50 @@ def test_sound_data_is_counted(checked, paper_data):
     assert "leaks between splits: none" in text and "cannot be read: none" in text
 
 
+@pytest.fixture
+def folder_of(tmp_path):
+    """folder_of({label: number of slides}) -> a data folder with one tile, and two patches of each slide and label."""
+    rng = np.random.default_rng(0)
+
+    def make(slides):
+        names = [
+            f"patches/{label}/slide{slide}__{number}.png"
+            for label, count in slides.items()
+            for slide in range(count)
+            for number in range(2)
+        ]
+        for name in ["tiles/tile.png", *names]:
+            write_png(tmp_path / name, rng.integers(0, 255, (64, 64, 3), np.uint8))
+        return tmp_path
+
+    return make
+
+
 @pytest.mark.parametrize(
     ("slides", "said"),
     [
-        (1, "cut from: 1 image, too few to hold one out: each cycle is kept unjudged. Add patches from 3 more"),
-        (3, "cut from: 3 images, too few to hold one out: each cycle is kept unjudged. Add patches from 1 more"),
-        (4, "cut from: 4 images, 1 held out to judge cycles"),
+        (1, "1 image by their names, too few to hold one out: each cycle is kept unjudged. Add patches from 3 more"),
+        (3, "3 images by their names, too few to hold one out: each cycle is kept unjudged. Add patches from 1 more"),
+        (4, "4 images by their names, 1 held out to judge cycles"),
     ],
 )
-def test_it_is_said_whether_patches_can_be_held_out_to_judge_cycles(checked, tmp_path, slides, said):
-    rng = np.random.default_rng(0)
-    for kind in ("positive", "negative"):
-        (tmp_path / "patches" / kind).mkdir(parents=True)
-        for slide in range(slides):
-            for number in range(2):
-                patch = rng.integers(0, 255, (64, 64, 3), np.uint8)
-                write_png(tmp_path / "patches" / kind / f"slide{slide}__{number}.png", patch)
-    (tmp_path / "tiles").mkdir()
-    write_png(tmp_path / "tiles" / "tile.png", rng.integers(0, 255, (64, 64, 3), np.uint8))
-    code, text = checked("folder", tmp_path)
-    assert code == 0 and f"\n  {said}" in text
+def test_it_is_said_whether_patches_can_be_held_out_to_judge_cycles(checked, folder_of, slides, said):
+    code, text = checked("folder", folder_of({"positive": slides, "negative": slides}))
+    assert code == 0 and f"\n  cut from: {said}" in text
+
+
+def test_a_label_whose_only_slide_is_held_out_is_missing(folder_of):
+    splits = open_source(FOLDER, str(folder_of({"positive": 8, "negative": 1})))
+    reports = [check_data(splits, FOLDER, seed) for seed in range(30)]
+    stopped = [report for report in reports if not report.sound]
+    assert 0 < len(stopped) < len(reports), "the seed decides which slide is held out"
+    (sentence,) = stopped[0].missing
+    assert sentence.startswith("No negative patch is left to train on")
+    assert f"missing: 1\n  {sentence}" in describe(stopped[0], FOLDER, "x")
 
 
 def test_types_are_counted_by_the_names_of_the_set(paper_data):
-    report = check_data(open_source(CCRCC, str(paper_data)))
+    report = check_data(open_source(CCRCC, str(paper_data)), CCRCC, 10)
     (valid,) = report.groups["valid"]
     inst_map = open_source(CCRCC, str(paper_data)).valid.annotation(0).inst_map
     ids = np.unique(inst_map)[1:]
