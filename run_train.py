@@ -30,8 +30,8 @@ The product is LOG_DIR/net.tar, which run_infer.py takes as --model_path; LOG_DI
 from the first finished cycle on. Drawn masks, where there are any, are opened after training only, to report scores,
 unless the recipe's supervision says that it learns from them. Of what trains nothing, --view=valid and --check_data
 open them too. Exit code: 0 done, 1 trained but not scored, or --check_data found splits that share a picture, labels
-that contradict each other or are missing, or files that cannot be read, 2 bad input. On SIGTERM, as clusters send it, a run saves its
-state, says with which command to go on, and ends with 0; on Ctrl-C it ends with 130.
+that contradict each other or are missing, or files that cannot be read, 2 bad input. On SIGTERM, as clusters send it,
+a run saves its state, says with which command to go on, and ends with 0; on Ctrl-C it ends with 130.
 """
 
 from __future__ import annotations
