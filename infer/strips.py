@@ -58,17 +58,27 @@ def _blank(like: npt.NDArray[Any] | None, box: Box) -> npt.NDArray[Any] | None:
 
 class Strips:
     """What tiles to the right and below will read of the windows so far. Bottom strips wait on disk: they are as long
-    as the slide is wide.
+    as the slide is wide. Used in a `with` block, at whose end they are gone, also where the disk was too full for them.
     """
 
     def __init__(self, folder: Path, width: int) -> None:
         """folder: for the files, emptied. width: px of a strip, twice the tiles' margin."""
         self._folder, self._width = folder, width
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob("*.npz"):
-            leftover.unlink()
+        self._empty()
         self._right: dict[tuple[int, int], Piece] = {}
         self._bottom: dict[tuple[int, int], Path] = {}
+
+    def __enter__(self) -> Strips:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._empty()
+
+    def _empty(self) -> None:
+        """Remove the files, those too that were left or half written by a run that was killed."""
+        for path in self._folder.glob("*.npz"):
+            path.unlink(missing_ok=True)
 
     def keep(self, row: int, column: int, piece: Piece) -> None:
         """Remember the strips of the window at (row, column) of the grid. Raises OSError."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -59,10 +60,11 @@ class SlideRun:
         wanted = self.plan.wanted
         todo = [tile for tile in wanted if tile.key not in done]
         count = len(wanted) - len(todo)
-        for outcome in finish_all(self._tile_jobs(todo), self.finisher, self.workers):
-            nuclei += self._record(outcome)
-            count += 1
-            self.told(Progress(count, len(wanted), nuclei))
+        with closing(self._tile_jobs(todo)) as jobs:  # it has files on disk, which a failure is not to leave there
+            for outcome in finish_all(jobs, self.finisher, self.workers):
+                nuclei += self._record(outcome)
+                count += 1
+                self.told(Progress(count, len(wanted), nuclei))
         for outcome in finish_all(self._cluster_jobs(), self.finisher, self.workers):
             nuclei += self._record(outcome)
             self.told(Progress(count, len(wanted), nuclei))
@@ -77,28 +79,28 @@ class SlideRun:
         self.journal.append(outcome.key.key, with_unreadable(content, boxes) if boxes else content)
         return read_head(content).nuclei
 
-    def _tile_jobs(self, todo: list[PlannedTile]) -> Iterator[TileJob | Outcome[Any]]:
+    def _tile_jobs(self, todo: list[PlannedTile]) -> Generator[TileJob | Outcome[Any], None, None]:
         """The tiles' cut-outs, each as soon as the last window that it needs is there."""
         windows = self.plan.windows_for(todo)
         works = (Work(self._key(tile), partial(self._load, tile)) for tile in self.plan.tiles if tile.key in windows)
         answers = iter(through_networks(works, self.segmenters, self.readers))
-        strips = Strips(self.journal.folder / "strips", 2 * MARGIN)
         waiting = {tile.key for tile in todo}
-        for tile in self.plan.tiles:
-            row, column = tile.key.row, tile.key.column
-            pieces = strips.before(row, column) if tile.key in waiting else []
-            strips.forget_before(row, column)
-            if tile.key in windows:
-                answer = next(answers)
-                if isinstance(answer, Outcome):
-                    yield answer
-                    return
-                piece = Piece(answer.box, answer.image, self.plan.active.only(answer.raw, answer.box))
-                strips.keep(row, column, piece)
-                pieces.append(piece)
-            if tile.key in waiting:
-                joined = join(pieces, tile.tile.read)
-                yield TileJob(self._key(tile), joined.image, joined.raw, tile.tile.read)
+        with Strips(self.journal.folder / "strips", 2 * MARGIN) as strips:
+            for tile in self.plan.tiles:
+                row, column = tile.key.row, tile.key.column
+                pieces = strips.before(row, column) if tile.key in waiting else []
+                strips.forget_before(row, column)
+                if tile.key in windows:
+                    answer = next(answers)
+                    if isinstance(answer, Outcome):
+                        yield answer
+                        return
+                    piece = Piece(answer.box, answer.image, self.plan.active.only(answer.raw, answer.box))
+                    strips.keep(row, column, piece)
+                    pieces.append(piece)
+                if tile.key in waiting:
+                    joined = join(pieces, tile.tile.read)
+                    yield TileJob(self._key(tile), joined.image, joined.raw, tile.tile.read)
 
     def _key(self, tile: PlannedTile) -> SlideKey:
         return SlideKey(self.plan.name, tile.key, (tile.tile.own,))

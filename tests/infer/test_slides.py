@@ -172,6 +172,7 @@ def test_a_full_disk_fails_the_slide_keeps_what_is_done_and_leaves_nothing_half_
     assert all(result.state == "failed" for result in results)
     assert "its results cannot be written (No space left on device)" in results[0].fault
     assert not (place / "out" / "json").exists()
+    assert not [name for name in names(place / "out") if "strips" in name], "they would fill the disk further"
     segmenter = Counting()
     again = run(place, segmenter)
     assert [result.state for result in again] == ["done", "done", "failed"] and again[0].nuclei == 5

@@ -29,16 +29,17 @@ def same(first, second):
 @pytest.mark.parametrize("typed", [False, True])
 def test_every_tile_gets_what_it_reads_from_windows_that_are_asked_once(tmp_path, typed):
     slide = whole_piece(70, 95, typed)
-    strips = Strips(tmp_path, 2 * 6)
     across = -(-95 // 20)
-    for i, tile in enumerate(slide_tiles((70, 95), (16, 20), 6)):
-        row, column = divmod(i, across)
-        window = cut(slide, tile.window)
-        pieces = [*strips.before(row, column), window]
-        strips.forget_before(row, column)
-        strips.keep(row, column, window)
-        assert same(join(pieces, tile.read), cut(slide, tile.read))
-    assert len(list(tmp_path.iterdir())) <= across + 2, "strips that nobody reads any more are left"
+    with Strips(tmp_path, 2 * 6) as strips:
+        for i, tile in enumerate(slide_tiles((70, 95), (16, 20), 6)):
+            row, column = divmod(i, across)
+            window = cut(slide, tile.window)
+            pieces = [*strips.before(row, column), window]
+            strips.forget_before(row, column)
+            strips.keep(row, column, window)
+            assert same(join(pieces, tile.read), cut(slide, tile.read))
+        assert 0 < len(list(tmp_path.iterdir())) <= across + 2, "strips that nobody reads any more are left"
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_was_never_asked_is_background(tmp_path):
