@@ -31,18 +31,13 @@ def split_by_group(source: TileSource, valid_fraction: float, seed: int) -> tupl
     """
     groups = sorted(set(source.patch_groups))
     order = np.random.default_rng(seed).permutation(len(groups))
-    held = {groups[i] for i in order[: held_out_count(len(groups), valid_fraction)]}
+    held = {groups[i] for i in order[: round(len(groups) * valid_fraction)]}
     train = [i for i, group in enumerate(source.patch_groups) if group not in held]
     valid = [i for i, group in enumerate(source.patch_groups) if group in held]
     for label, name in ((1.0, "positive"), (0.0, "negative")):
         if not np.any(source.patch_labels[train, 0] == label):
             raise DatasetError(f"No {name} patch is left to train on: add {name} patches from more images.")
     return train, valid
-
-
-def held_out_count(groups: int, valid_fraction: float) -> int:
-    """Of so many groups, how many are held out; none of three at the usual .15."""
-    return round(groups * valid_fraction)
 
 
 class PatchSampler:

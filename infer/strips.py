@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +74,8 @@ class Strips:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._empty()
+        with suppress(OSError):  # a file that cannot be removed is no reason to fail, or to hide one
+            self._empty()
 
     def _empty(self) -> None:
         """Remove the files, those too that were left or half written by a run that was killed."""

@@ -91,7 +91,7 @@ class FileSource:
         """(height, width) px of each of the P patches, from their headers. Raises DatasetError for a bad file."""
         return [image_shape(patch.path) for patch in self._patches]
 
-    @property
+    @cached_property
     def patch_groups(self) -> Sequence[str]:
         """What each of the P patches was cut from: see `list_patches`."""
         return [patch.group for patch in self._patches]

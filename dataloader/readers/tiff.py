@@ -17,7 +17,7 @@ from dataloader.readers.faults import damaged, is_remote, plausible_mpp, read_fa
 from hovernet_cyclic.core.errors import SlideError
 from hovernet_cyclic.core.types import Box, UInt8Array
 
-# What tifffile finds amiss is said once, by us, in words that name the cure; its logger keeps its own.
+# A fault that keeps a file from being read is told by us, with its cure. What tifffile logs is for who listens to it.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 _UM = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "um": 1.0, "nm": 1e-3, "in": 25400.0}
@@ -133,19 +133,24 @@ def _ome_pixels(file: tifffile.TiffFile) -> dict[str, str]:
     """The attributes of the first Pixels element of OME-XML; empty where there is none."""
     if not file.is_ome or not file.ome_metadata:
         return {}
-    for element in ElementTree.fromstring(file.ome_metadata).iter():
+    try:
+        root = ElementTree.fromstring(file.ome_metadata)
+    except ElementTree.ParseError:
+        return {}  # its pixels may be whole: then it is the scale alone that has to be given
+    for element in root.iter():
         if element.tag.rpartition("}")[2] == "Pixels":
             return dict(element.attrib)
     return {}
 
 
 def _ome_mpp(pixels: dict[str, str]) -> tuple[float, float] | None:
-    sizes = [
-        float(pixels[f"PhysicalSize{axis}"]) * _UM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"), float("nan"))
-        for axis in "YX"
-        if f"PhysicalSize{axis}" in pixels
-    ]
-    return plausible_mpp(*sizes) if len(sizes) == 2 else None
+    try:
+        down, across = (
+            float(pixels[f"PhysicalSize{axis}"]) * _UM[pixels.get(f"PhysicalSize{axis}Unit", "µm")] for axis in "YX"
+        )
+    except (KeyError, ValueError):  # not told, in a unit that is no length, or no number
+        return None
+    return plausible_mpp(down, across)
 
 
 def _resolution_mpp(page: tifffile.TiffPage) -> tuple[float, float] | None:

@@ -9,11 +9,12 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
 
-from dataloader.classifier_loader import held_out_count, split_by_group
+from dataloader.classifier_loader import split_by_group
 from dataloader.datasets.files import TCGA_PATIENT
 from hovernet_cyclic.core.errors import DatasetError, HoverNetCyclicError
 from hovernet_cyclic.core.label_maps import instance_areas, majority_types
@@ -29,8 +30,7 @@ class Seen:
     """What reading one item gave. problem: why it, or its mask, cannot be read.
 
     name: of the item; digest: of its pixels and size, '' where unread; shape: (H, W) px; label: the name of its
-    image-level label, or ''; group: what patches are held out by, or ''; nuclei: type_id -> count, None where there are
-    no masks, type 0 where types are not told.
+    image-level label, or ''; nuclei: type_id -> count, None where there are no masks, type 0 where types are not told.
     """
 
     name: str
@@ -38,10 +38,16 @@ class Seen:
     shape: tuple[int, int] = (0, 0)
     mpp: float | None = None
     label: str = ""
-    group: str = ""
     nuclei: dict[int, int] | None = None
     notes: tuple[str, ...] = ()
     problem: str = ""
+
+
+class HeldOut(NamedTuple):
+    """images: how many the patches are cut from, by their names. patches: label -> how many judge the cycles."""
+
+    images: int
+    patches: dict[str, int]
 
 
 @dataclass
@@ -52,6 +58,7 @@ class Report:
     """
 
     groups: dict[str, list[Seen]]
+    held_out: HeldOut | None = None
     missing: list[str] = field(default_factory=list)
     leaks: list[str] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)
@@ -78,26 +85,33 @@ def check_data(splits: DataSplits, data: DataSettings, seed: int) -> Report:
     groups |= {name: _annotated(source, range(len(source.tile_ids))) for name, source in scored.items()}
     report = Report({name: items for name, items in groups.items() if items})
     if PATCHES in report.groups:
-        report.missing += _not_left(splits.train, data, seed)
+        _hold_out(report, splits.train, data, seed)
     _compare(report)
     return report
 
 
-def _not_left(source: TileSource, data: DataSettings, seed: int) -> Iterator[str]:
-    """What a run would stop at: a label all of whose patches are held out."""
+def _hold_out(report: Report, source: TileSource, data: DataSettings, seed: int) -> None:
+    """Fill in what a run of this seed holds out, or the label that it would then miss."""
     try:
-        split_by_group(source, data.valid_fraction, seed)
+        _, held = split_by_group(source, data.valid_fraction, seed)
     except DatasetError as error:
-        yield str(error)
+        report.missing.append(str(error))
+        return
+    counts = Counter(source.patch_labels[held, 0].tolist())
+    held_out = {_label_name(source, label): counts[label] for label in (1.0, 0.0)}
+    report.held_out = HeldOut(len(set(source.patch_groups)), held_out)
+
+
+def _label_name(source: TileSource, label: float) -> str:
+    return source.class_names[0] if label else f"no {source.class_names[0]}"
 
 
 def _patches(source: TileSource) -> list[Seen]:
-    names = [source.class_names[0] if label else f"no {source.class_names[0]}" for label in source.patch_labels[:, 0]]
+    names = [_label_name(source, label) for label in source.patch_labels[:, 0]]
 
     def look(index: int) -> Seen:
         patch = source.read_patch(index)
-        group = source.patch_groups[index]
-        return Seen(patch.patch_id, _digest(patch.image), _size(patch.image), label=names[index], group=group)
+        return Seen(patch.patch_id, _digest(patch.image), _size(patch.image), label=names[index])
 
     return _all(look, range(len(names)), [f"{names[i]} patch {i + 1}" for i in range(len(names))])
 
@@ -192,6 +206,8 @@ def describe(report: Report, data: DataSettings, data_dir: str) -> str:
     lines = [f"{data.reader} data in {data_dir}"]
     for split, items in report.groups.items():
         lines += ["", *_split_lines(split, [item for item in items if item.digest], data)]
+        if split == PATCHES and report.held_out is not None:
+            lines.append(_held_out_line(report.held_out, data.valid_fraction))
     copies = sum(len(items) - len({item.digest for item in items}) for items in _read(report))
     lines += ["", f"copies within a split: {copies}"]
     for title, sentences in (
@@ -221,23 +237,19 @@ def _split_lines(split: str, items: Sequence[Seen], data: DataSettings) -> Itera
     labels = Counter(item.label for item in items if item.label)
     if labels:
         yield f"  labels: {_shares(labels)}"
-        yield f"  {_held_out_line(len({item.group for item in items}), data.valid_fraction)}"
     drawn = [item for item in items if item.nuclei is not None]
     if drawn:
         yield from _nuclei_lines(drawn, data)
 
 
-def _held_out_line(groups: int, valid_fraction: float) -> str:
-    """From how many images patches come, and whether some of these can judge the cycles of a run."""
-    held = held_out_count(groups, valid_fraction)
-    images = f"{groups} image{'s' * (groups != 1)} by their names"
-    if held or not valid_fraction:
-        return f"cut from: {images}, {held} held out to judge cycles"
-    fewest = int(0.5 / valid_fraction) + 1  # the first that does not round down
-    return (
-        f"cut from: {images}, too few to hold one out: each cycle is kept unjudged. Add patches from {fewest - groups} "
-        "more, or raise data.valid_fraction."
-    )
+def _held_out_line(held_out: HeldOut, valid_fraction: float) -> str:
+    """From how many images patches come, and which of them judge the cycles of a run."""
+    images = f"  cut from images, by their names: {held_out.images}; held out to judge cycles: "
+    if not any(held_out.patches.values()):
+        return f"{images}none at a data.valid_fraction of {valid_fraction:g}, so every cycle is kept unjudged"
+    counts = ", ".join(f"{name} {count}" for name, count in held_out.patches.items())
+    both = all(held_out.patches.values())
+    return images + counts + ("" if both else ", so one label alone judges: name patches of one slide alike")
 
 
 def _nuclei_lines(drawn: Sequence[Seen], data: DataSettings) -> Iterator[str]:

@@ -124,10 +124,12 @@ def rank_among(values: Float64Array, these: Float64Array) -> Float64Array:
 def standings(qualities: Sequence[float], among: Float64Array, within_tile: float) -> Float64Array:
     """What the candidates of a tile are ranked by: the mean of their ranks among all and in their tile.
 
-    among: qualities of all tiles, sorted. within_tile: weight of the second in [0, 1].
+    among: qualities of all tiles, sorted. within_tile: weight of the second in [0, 1]. A candidate that is alone in its
+    tile stands in the middle of it: that it is the best there says as little as that it is the worst.
     """
     own = np.asarray(qualities, np.float64)
-    return (1 - within_tile) * rank_among(among, own) + within_tile * rank_among(np.sort(own), own)
+    in_tile = rank_among(np.sort(own), own) + 0.5 / max(1, len(own))
+    return (1 - within_tile) * rank_among(among, own) + within_tile * in_tile
 
 
 def surest(mask: PseudoMask, above: float) -> list[int]:

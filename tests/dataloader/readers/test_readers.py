@@ -134,6 +134,15 @@ def test_an_ome_tiff_that_was_cut_short_does_not_ask_for_its_scale_alone(tmp_pat
         slide_scale(open_slide(path))
 
 
+@pytest.mark.parametrize("xml", ["<OME><Image></OME>", '<OME><Pixels PhysicalSizeX="?" PhysicalSizeY="?"/></OME>'])
+def test_broken_ome_xml_costs_the_scale_alone(tmp_path, xml):
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, picture(), photometric="rgb", description=xml, metadata=None)
+    reader = open_slide(path)
+    assert reader.mpp is None
+    np.testing.assert_array_equal(reader.read(0, Box(0, 0, 16, 16)), picture()[:16, :16])
+
+
 def test_the_tiff_library_says_nothing_beside_our_own_sentence(tmp_path):
     path = tmp_path / "a.ome.tif"
     ome_tiff(path)

@@ -60,14 +60,25 @@ def folder_of(tmp_path):
 @pytest.mark.parametrize(
     ("slides", "said"),
     [
-        (1, "1 image by their names, too few to hold one out: each cycle is kept unjudged. Add patches from 3 more"),
-        (3, "3 images by their names, too few to hold one out: each cycle is kept unjudged. Add patches from 1 more"),
-        (4, "4 images by their names, 1 held out to judge cycles"),
+        (1, "1; held out to judge cycles: none at a data.valid_fraction of 0.15, so every cycle is kept unjudged"),
+        (3, "3; held out to judge cycles: none at a data.valid_fraction of 0.15, so every cycle is kept unjudged"),
+        (4, "4; held out to judge cycles: nucleus 2, no nucleus 2"),
     ],
 )
-def test_it_is_said_whether_patches_can_be_held_out_to_judge_cycles(checked, folder_of, slides, said):
+def test_it_is_said_what_is_held_out_to_judge_cycles(checked, folder_of, slides, said):
     code, text = checked("folder", folder_of({"positive": slides, "negative": slides}))
-    assert code == 0 and f"\n  cut from: {said}" in text
+    assert code == 0 and f"\n  cut from images, by their names: {said}\n" in text
+
+
+def test_it_is_said_where_one_label_alone_would_judge(folder_of):
+    folder = folder_of({"positive": 4})
+    for slide in range(4):
+        (folder / "patches" / "negative").mkdir(exist_ok=True)
+        shutil.copy(folder / "tiles" / "tile.png", folder / "patches" / "negative" / f"other{slide}__0.png")
+    told = describe(check_data(open_source(FOLDER, str(folder)), FOLDER, 10), FOLDER, "x")
+    (line,) = [line for line in told.splitlines() if "held out" in line]
+    assert line.startswith("  cut from images, by their names: 8; held out to judge cycles: nucleus ")
+    assert line.endswith(", so one label alone judges: name patches of one slide alike") and " 0," in line
 
 
 def test_a_label_whose_only_slide_is_held_out_is_missing(folder_of):

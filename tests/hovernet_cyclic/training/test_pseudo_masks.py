@@ -71,6 +71,12 @@ def test_a_tile_all_of_whose_candidates_are_poor_has_its_best_ones_trusted_where
     assert [len(mask.confidence) for mask in make_pseudo_masks([rich, pale], 1, MPP, 0.5, SETTINGS)] == [4, 0]
 
 
+def test_a_candidate_alone_in_its_tile_is_not_the_worst_for_it():
+    among = np.linspace(0, 1, 101)
+    (alone,) = standings([0.99], among, 0.5)
+    assert alone == pytest.approx(0.5 * 99 / 101 + 0.25)
+
+
 @given(st.lists(st.lists(st.integers(0, 20), max_size=8), min_size=1, max_size=4), st.floats(0, 1))
 def test_standings_rise_with_quality_within_a_tile_whatever_the_weight(tiles, within_tile):
     among = np.sort([quality for tile in tiles for quality in tile])
