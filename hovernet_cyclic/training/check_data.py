@@ -244,12 +244,11 @@ def _split_lines(split: str, items: Sequence[Seen], data: DataSettings) -> Itera
 
 def _held_out_line(held_out: HeldOut, valid_fraction: float) -> str:
     """From how many images patches come, and which of them judge the cycles of a run."""
-    images = f"  cut from images, by their names: {held_out.images}; held out to judge cycles: "
-    if not any(held_out.patches.values()):
-        return f"{images}none at a data.valid_fraction of {valid_fraction:g}, so every cycle is kept unjudged"
     counts = ", ".join(f"{name} {count}" for name, count in held_out.patches.items())
-    both = all(held_out.patches.values())
-    return images + counts + ("" if both else ", so one label alone judges: name patches of one slide alike")
+    line = f"  cut from images, by their names: {held_out.images}; held out to judge cycles: {counts}"
+    if all(held_out.patches.values()):
+        return line
+    return f"{line} (data.valid_fraction {valid_fraction:g}): every cycle is kept unjudged, for that takes both"
 
 
 def _nuclei_lines(drawn: Sequence[Seen], data: DataSettings) -> Iterator[str]:

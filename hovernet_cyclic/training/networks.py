@@ -103,7 +103,7 @@ class Networks:
             self.best_cycle, self.best_score = cycle, max(score, self.best_score)
             self.best = self._weights()
             if math.isnan(score):
-                return True, "kept: there are no held-out patches to judge it by"
+                return True, "kept: there are no held-out patches of both labels to judge it by"
             return True, f"kept: {score:.0f} nuclei per mm2 more in positive held-out patches than in negative{before}"
         self._load(self.best)
         below = f"a surplus of {score:.0f} nuclei per mm2 is clearly below {self.best_score:.0f}"

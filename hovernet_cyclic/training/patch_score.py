@@ -40,9 +40,8 @@ class PatchScore(NamedTuple):
 
     @property
     def surplus(self) -> float:
-        """found - false, per mm2; the one that is known where the other is not (found, or -false); nan without both."""
-        known = [value for value in (self.found, -self.false) if not np.isnan(value)]
-        return float(sum(known)) if known else float("nan")
+        """found - false, per mm2; nan where one is not known: the other alone is best for all nuclei or for none."""
+        return self.found - self.false
 
 
 class _Patch(NamedTuple):

@@ -13,6 +13,7 @@ from hovernet_cyclic.core.settings import DataSettings
 from hovernet_cyclic.training.check_data import check_data, describe
 
 FOLDER = DataSettings("folder")
+UNJUDGED = "every cycle is kept unjudged, for that takes both"
 CCRCC = DataSettings("ccrcc", type_names=("background", "grade 1", "grade 2", "grade 3", "endothelial"))
 
 
@@ -60,8 +61,8 @@ def folder_of(tmp_path):
 @pytest.mark.parametrize(
     ("slides", "said"),
     [
-        (1, "1; held out to judge cycles: none at a data.valid_fraction of 0.15, so every cycle is kept unjudged"),
-        (3, "3; held out to judge cycles: none at a data.valid_fraction of 0.15, so every cycle is kept unjudged"),
+        (1, f"1; held out to judge cycles: nucleus 0, no nucleus 0 (data.valid_fraction 0.15): {UNJUDGED}"),
+        (3, f"3; held out to judge cycles: nucleus 0, no nucleus 0 (data.valid_fraction 0.15): {UNJUDGED}"),
         (4, "4; held out to judge cycles: nucleus 2, no nucleus 2"),
     ],
 )
@@ -70,7 +71,7 @@ def test_it_is_said_what_is_held_out_to_judge_cycles(checked, folder_of, slides,
     assert code == 0 and f"\n  cut from images, by their names: {said}\n" in text
 
 
-def test_it_is_said_where_one_label_alone_would_judge(folder_of):
+def test_it_is_said_where_patches_of_one_label_alone_are_held_out(folder_of):
     folder = folder_of({"positive": 4})
     for slide in range(4):
         (folder / "patches" / "negative").mkdir(exist_ok=True)
@@ -78,7 +79,7 @@ def test_it_is_said_where_one_label_alone_would_judge(folder_of):
     told = describe(check_data(open_source(FOLDER, str(folder)), FOLDER, 10), FOLDER, "x")
     (line,) = [line for line in told.splitlines() if "held out" in line]
     assert line.startswith("  cut from images, by their names: 8; held out to judge cycles: nucleus ")
-    assert line.endswith(", so one label alone judges: name patches of one slide alike") and " 0," in line
+    assert line.endswith(f"(data.valid_fraction 0.15): {UNJUDGED}") and "nucleus 0" in line
 
 
 def test_a_label_whose_only_slide_is_held_out_is_missing(folder_of):
