@@ -9,6 +9,7 @@ many places as under autocast, or fewer.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -53,6 +54,13 @@ class FrozenNetwork(nn.Module):
         return HoVerOutput(answers["np"], answers["hv"], answers.get("tp"))
 
 
+@cache
+def _onednn_takes(dtype: torch.dtype) -> bool:
+    """Whether oneDNN's own convolutions can be called here: it has none of bfloat16 for a CPU with AVX2 alone."""
+    ops: Any = torch.ops.mkldnn
+    return torch.backends.mkldnn.is_available() and (dtype != torch.bfloat16 or ops._is_mkldnn_bf16_supported())
+
+
 class FrozenConv(nn.Module):
     """A convolution with what follows it: BatchNorm (folded), a sum with another tensor, ReLU."""
 
@@ -79,7 +87,7 @@ class FrozenConv(nn.Module):
         """Float (B, C, H, W), and one of the output's shape that is added before the ReLU, or None."""
         if any(self.before):
             x = F.pad(x, self.before)
-        if x.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        if x.device.type == "cpu" and _onednn_takes(x.dtype):
             return self._by_onednn(x, added)
         y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, groups=self.groups)
         if added is not None:

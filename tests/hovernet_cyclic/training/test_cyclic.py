@@ -231,8 +231,8 @@ def test_the_folder_of_a_run_is_as_described(finished):
     rows = finished.read_json("cycles.json", [])
     assert [row["cycle"] for row in rows] == [1, 2] and rows[0]["kept"] is True
     # The field that is held out lent positive patches alone: what is not known is null, and never nan.
-    assert all(0 <= row["recall"] <= 1 and row["surplus"] == row["found"] for row in rows)
-    assert all(row["specificity"] is None and row["false"] is None for row in rows)
+    assert all(0 <= row["recall"] <= 1 and row["found"] >= 0 for row in rows)
+    assert all(row[name] is None for row in rows for name in ("specificity", "false", "surplus"))
 
 
 def test_a_run_that_was_stopped_between_cycles_ends_as_if_it_had_not(
