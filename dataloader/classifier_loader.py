@@ -24,6 +24,11 @@ class PatchBatch(NamedTuple):
     stain: Float32Array
 
 
+def label_name(source: TileSource, label: float) -> str:
+    """What a person calls a patch's label: the image-level class, or that there is none of it."""
+    return source.class_names[0] if label else f"no {source.class_names[0]}"
+
+
 def split_by_group(source: TileSource, valid_fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """(train, held-out) patch indices. Whole groups are held out, so that no image lends patches to both sides.
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -60,8 +59,8 @@ class SlideRun:
         wanted = self.plan.wanted
         todo = [tile for tile in wanted if tile.key not in done]
         count = len(wanted) - len(todo)
-        with closing(self._tile_jobs(todo)) as jobs:  # it has files on disk, which a failure is not to leave there
-            for outcome in finish_all(jobs, self.finisher, self.workers):
+        with Strips(self.journal.folder / "strips", 2 * MARGIN) as strips:
+            for outcome in finish_all(self._tile_jobs(todo, strips), self.finisher, self.workers):
                 nuclei += self._record(outcome)
                 count += 1
                 self.told(Progress(count, len(wanted), nuclei))
@@ -79,28 +78,27 @@ class SlideRun:
         self.journal.append(outcome.key.key, with_unreadable(content, boxes) if boxes else content)
         return read_head(content).nuclei
 
-    def _tile_jobs(self, todo: list[PlannedTile]) -> Generator[TileJob | Outcome[Any], None, None]:
+    def _tile_jobs(self, todo: list[PlannedTile], strips: Strips) -> Iterator[TileJob | Outcome[Any]]:
         """The tiles' cut-outs, each as soon as the last window that it needs is there."""
         windows = self.plan.windows_for(todo)
         works = (Work(self._key(tile), partial(self._load, tile)) for tile in self.plan.tiles if tile.key in windows)
         answers = iter(through_networks(works, self.segmenters, self.readers))
         waiting = {tile.key for tile in todo}
-        with Strips(self.journal.folder / "strips", 2 * MARGIN) as strips:
-            for tile in self.plan.tiles:
-                row, column = tile.key.row, tile.key.column
-                pieces = strips.before(row, column) if tile.key in waiting else []
-                strips.forget_before(row, column)
-                if tile.key in windows:
-                    answer = next(answers)
-                    if isinstance(answer, Outcome):
-                        yield answer
-                        return
-                    piece = Piece(answer.box, answer.image, self.plan.active.only(answer.raw, answer.box))
-                    strips.keep(row, column, piece)
-                    pieces.append(piece)
-                if tile.key in waiting:
-                    joined = join(pieces, tile.tile.read)
-                    yield TileJob(self._key(tile), joined.image, joined.raw, tile.tile.read)
+        for tile in self.plan.tiles:
+            row, column = tile.key.row, tile.key.column
+            pieces = strips.before(row, column) if tile.key in waiting else []
+            strips.forget_before(row, column)
+            if tile.key in windows:
+                answer = next(answers)
+                if isinstance(answer, Outcome):
+                    yield answer
+                    return
+                piece = Piece(answer.box, answer.image, self.plan.active.only(answer.raw, answer.box))
+                strips.keep(row, column, piece)
+                pieces.append(piece)
+            if tile.key in waiting:
+                joined = join(pieces, tile.tile.read)
+                yield TileJob(self._key(tile), joined.image, joined.raw, tile.tile.read)
 
     def _key(self, tile: PlannedTile) -> SlideKey:
         return SlideKey(self.plan.name, tile.key, (tile.tile.own,))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
 
-from dataloader.classifier_loader import split_by_group
+from dataloader.classifier_loader import label_name, split_by_group
 from dataloader.datasets.files import TCGA_PATIENT
 from hovernet_cyclic.core.errors import DatasetError, HoverNetCyclicError
 from hovernet_cyclic.core.label_maps import instance_areas, majority_types
@@ -98,16 +98,12 @@ def _hold_out(report: Report, source: TileSource, data: DataSettings, seed: int)
         report.missing.append(str(error))
         return
     counts = Counter(source.patch_labels[held, 0].tolist())
-    held_out = {_label_name(source, label): counts[label] for label in (1.0, 0.0)}
+    held_out = {label_name(source, label): counts[label] for label in (1.0, 0.0)}
     report.held_out = HeldOut(len(set(source.patch_groups)), held_out)
 
 
-def _label_name(source: TileSource, label: float) -> str:
-    return source.class_names[0] if label else f"no {source.class_names[0]}"
-
-
 def _patches(source: TileSource) -> list[Seen]:
-    names = [_label_name(source, label) for label in source.patch_labels[:, 0]]
+    names = [label_name(source, label) for label in source.patch_labels[:, 0]]
 
     def look(index: int) -> Seen:
         patch = source.read_patch(index)

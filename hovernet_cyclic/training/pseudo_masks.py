@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import cv2
 import numpy as np
@@ -104,15 +103,13 @@ def make_pseudo_masks(
     tiles: this process's own, where `ranks` are several; what is best is judged over those of all. trust_above: rank in
     [0, 1] from which a candidate is taught.
     """
-    own = [[candidate.quality for candidate in tile.candidates] for tile in tiles]
-    qualities = ranks.gather(own)
-    among = np.sort([value for of_tile in qualities for value in of_tile])
-    stand = partial(standings, among=among, within_tile=settings.within_tile)
-    everywhere = np.sort([value for of_tile in qualities for value in stand(of_tile)])
-    confidences = (rank_among(everywhere, stand(of_tile)) for of_tile in own)
+    qualities = [[candidate.quality for candidate in tile.candidates] for tile in tiles]
+    among = np.sort([value for of_tile in ranks.gather(qualities) for value in of_tile])
+    standing = [standings(of_tile, among, settings.within_tile) for of_tile in qualities]
+    everywhere = np.sort([value for of_tile in ranks.gather(standing) for value in of_tile])
     return [
-        _pseudo_mask(tile, ranked.tolist(), cycle, mpp, trust_above, settings)
-        for tile, ranked in zip(tiles, confidences, strict=True)
+        _pseudo_mask(tile, rank_among(everywhere, of_tile).tolist(), cycle, mpp, trust_above, settings)
+        for tile, of_tile in zip(tiles, standing, strict=True)
     ]
 
 
@@ -139,7 +136,7 @@ def surest(mask: PseudoMask, above: float) -> list[int]:
 
 def _pseudo_mask(
     tile: TileCandidates,
-    ranks: list[float],
+    confidences: list[float],
     cycle: int,
     mpp: float,
     trust_above: float,
@@ -148,7 +145,7 @@ def _pseudo_mask(
     shape = tile.doubtful.shape
     inst_map, unsure = np.zeros(shape, np.int32), np.zeros(shape, np.uint8)
     confidence: list[float] = []
-    for candidate, rank in zip(tile.candidates, ranks, strict=True):
+    for candidate, rank in zip(tile.candidates, confidences, strict=True):
         if rank >= trust_above:
             confidence.append(rank)
             cv2.drawContours(inst_map, [candidate.contour], -1, len(confidence), cv2.FILLED)

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from dataloader.augs import LabelledTile, augment_colour, augment_geometry, augment_patch, sample_rng
+from dataloader.classifier_loader import label_name
 from dataloader.images import write_png
 from dataloader.pseudo_store import load_pseudo_mask, mask_path
 from hovernet_cyclic.core.errors import DatasetError
@@ -44,7 +45,7 @@ def train_rows(source: TileSource, recipe: TrainRecipe) -> list[list[UInt8Array]
     rows = []
     for label, colour in ((1.0, POSITIVE), (0.0, NEGATIVE)):
         chosen = [i for i in order if source.patch_labels[i, 0] == label][:PATCHES_SHOWN]
-        name = source.class_names[0] if label else f"no {source.class_names[0]}"
+        name = label_name(source, label)
         images = (augment_patch(source.read_patch(i).image, sample_rng(recipe.seed, 0, int(i))) for i in chosen)
         rows.append([captioned(_framed(image, colour), name) for image in images])
     folders = sorted(RunDir(recipe.log_dir).path.glob("cycle_*/pseudo_masks"))

@@ -9,7 +9,6 @@ many places as under autocast, or fewer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, cast
 
 import torch
@@ -54,7 +53,6 @@ class FrozenNetwork(nn.Module):
         return HoVerOutput(answers["np"], answers["hv"], answers.get("tp"))
 
 
-@cache
 def _onednn_takes(dtype: torch.dtype) -> bool:
     """Whether oneDNN's own convolutions can be called here: it has none of bfloat16 for a CPU with AVX2 alone."""
     ops: Any = torch.ops.mkldnn
