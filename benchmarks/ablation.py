@@ -128,6 +128,10 @@ def all_arms() -> dict[str, tuple[str, Change]]:
             "candidates ranked by half among those of their own tile",
             changed(pseudo_masks={"within_tile": 0.5}),
         ),
+        "less_doubtful": (
+            "fewer dark pixels left out: only a tile's darkest quarter, where they are evident",
+            changed(pseudo_masks={"dark_quantile": 0.75, "faint_evidence": 0.0}),
+        ),
         "nothing_ignored": ("what is not trusted is background", everything_taught),
         "hv_everywhere": (
             "the distance maps are taught on pixels that are not trusted too, as background",
