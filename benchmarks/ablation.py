@@ -15,6 +15,7 @@ Options:
   --steps_later=<n>   Those of each later cycle; the recipe's if not given.
   --seeds=<ns>        Comma list of seeds; with several, mean and standard deviation are told. [default: 10]
   --gpu=<ids>         As for run_train.py. [default: cpu]
+  --views=<n>         From how many sides each network is asked when it is scored, as by run_infer.py. [default: 1]
   --score_only        Train nothing: score what is there.
   --valid_only        Score on the validation split alone: what a design may be chosen by.
   --out=<file>        Also write the table as JSON.
@@ -48,6 +49,7 @@ from hovernet_cyclic.core.types import AnnotatedSource
 from hovernet_cyclic.training.evaluate import score_source
 from hovernet_cyclic.training.run_dir import RunDir, is_same_run
 from infer.base import NetworkSegmenter
+from infer.views import MeanOfViews
 from models.checkpoint import load_network
 from models.devices import choose_device
 
@@ -157,12 +159,13 @@ def main() -> int:
     arguments = docopt((__doc__ or "").format(arms=listed))
     try:
         runs = chosen_runs(arguments)
+        views = whole_number("--views", arguments["--views"], 1, 8)
         for run, recipe in runs.values():
             check_settings(run, recipe)
         for run, recipe in runs.values():
             if not (arguments["--score_only"] or run.net.exists()):
                 train(recipe, run, arguments)
-        report = scored(arguments, runs)
+        report = scored(arguments, runs, views)
     except HoverNetCyclicError as error:
         print(error, file=sys.stderr)
         return 2
@@ -207,7 +210,7 @@ def check_settings(run: RunDir, recipe: TrainRecipe) -> None:
         raise RecipeError(f"{run.path}: a run of other settings is here: give another --log_dir.")
 
 
-def scored(arguments: dict[str, Any], runs: Runs) -> dict[str, Any]:
+def scored(arguments: dict[str, Any], runs: Runs, views: int) -> dict[str, Any]:
     """{'rows': {split: {arm: {seed: scores}}}, 'cost': {arm: {seed: ...}}, 'command'} of the runs that are finished."""
     finished = {key: value for key, value in runs.items() if value[0].net.exists()}
     if not finished:
@@ -217,7 +220,7 @@ def scored(arguments: dict[str, Any], runs: Runs) -> dict[str, Any]:
     for (arm, seed), (run, recipe) in finished.items():
         cost.setdefault(arm, {})[seed] = cost_of(run, recipe)
         for split, source in sources(recipe, arguments):
-            rows.setdefault(split, {}).setdefault(arm, {})[seed] = score_product(run, source, arguments["--gpu"])
+            rows.setdefault(split, {}).setdefault(arm, {})[seed] = score_product(run, source, arguments["--gpu"], views)
     return {"rows": rows, "cost": cost, "command": sys.argv}
 
 
@@ -230,12 +233,13 @@ def sources(recipe: TrainRecipe, arguments: dict[str, Any]) -> Iterator[tuple[st
         yield from splits.test.items()
 
 
-def score_product(run: RunDir, source: AnnotatedSource, gpu: str) -> dict[str, float]:
-    """Mean scores of the network that a run ended with."""
+def score_product(run: RunDir, source: AnnotatedSource, gpu: str, views: int) -> dict[str, float]:
+    """Mean scores of the network that a run ended with, asked of so many sides."""
     device, loaded = choose_device(gpu), load_network(run.net)
     assert loaded.recipe is not None, "net.tar is written with its recipe"
     segmenter = NetworkSegmenter(loaded.net, loaded.mode, device.torch_device, dtype=device.dtype)
-    mean: dict[str, float] = score_source(segmenter, source, TrainRecipe.from_dict(loaded.recipe))["mean"]
+    seen = MeanOfViews(segmenter, views)
+    mean: dict[str, float] = score_source(seen, source, TrainRecipe.from_dict(loaded.recipe))["mean"]
     return mean
 
 

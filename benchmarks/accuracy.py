@@ -13,6 +13,7 @@ Options:
   --minutes=<m>            Give each arm as many steps as fill this time here; the recipe's steps if not given.
   --gpu=<ids>              As for run_train.py. [default: cpu]
   --seed=<n>               Seed of the runs. [default: 10]
+  --views=<n>              From how many sides each network is asked when it is scored, as by run_infer.py. [default: 1]
   --reuse                  Score the runs that are there, and do not train.
   --out=<file>             Also write the table as JSON.
   -h --help                Show this text.
@@ -42,6 +43,7 @@ import run_train
 from benchmarks.baselines import otsu_watershed
 from benchmarks.json_report import write_report
 from dataloader.datasets import open_source
+from hovernet_cyclic.command_line import whole_number
 from hovernet_cyclic.core.comparison import SCORE_NAMES, score_pairs
 from hovernet_cyclic.core.errors import HoverNetCyclicError, RecipeError
 from hovernet_cyclic.core.settings import TrainRecipe
@@ -50,6 +52,7 @@ from hovernet_cyclic.training.devices import with_workers
 from hovernet_cyclic.training.evaluate import score_source, score_table
 from hovernet_cyclic.training.run_dir import RunDir
 from infer.base import NetworkSegmenter
+from infer.views import MeanOfViews
 from models.checkpoint import load_network
 from models.devices import choose_device
 from models.ranks import ALONE
@@ -62,10 +65,11 @@ def main() -> int:
     arguments = docopt(__doc__ or "")
     try:
         arms = chosen_arms(arguments)
+        views = whole_number("--views", arguments["--views"], 1, 8)
         if not arguments["--reuse"]:
             for arm, recipe in arms.items():
                 train(in_time(recipe, arguments), folder(arguments, arm), arguments)
-        report = scored(arguments, list(arms))
+        report = scored(arguments, list(arms), views)
     except HoverNetCyclicError as error:
         print(error, file=sys.stderr)
         return 2
@@ -158,7 +162,7 @@ def _train_apart(options: dict[str, Any], recipe: TrainRecipe) -> None:
         sys.exit(str(error))
 
 
-def scored(arguments: dict[str, Any], arms: list[str]) -> dict[str, Any]:
+def scored(arguments: dict[str, Any], arms: list[str], views: int) -> dict[str, Any]:
     """{'rows': {split: {row: scores}}, 'arms': {arm: what it was and what it cost}, 'command'}. Raises RecipeError."""
     runs = {arm: folder(arguments, arm) for arm in arms}
     described = {arm: run.read_json("recipe.json", None) for arm, run in runs.items()}
@@ -172,12 +176,14 @@ def scored(arguments: dict[str, Any], arms: list[str]) -> dict[str, Any]:
     for name, source in sources.items():
         rows[name] = {"Otsu + watershed": score_baseline(source)}
         for arm, run in runs.items():
-            rows[name] |= score_arm(source, arm, run, recipes[arm], arguments["--gpu"])
+            rows[name] |= score_arm(source, arm, run, recipes[arm], arguments["--gpu"], views)
     cost = {arm: {**cost_of(runs[arm], recipes[arm]), **described[arm]} for arm in arms}
     return {"rows": rows, "arms": cost, "command": sys.argv}
 
 
-def score_arm(source: AnnotatedSource, arm: str, run: RunDir, recipe: TrainRecipe, gpu: str) -> dict[str, Any]:
+def score_arm(
+    source: AnnotatedSource, arm: str, run: RunDir, recipe: TrainRecipe, gpu: str, views: int
+) -> dict[str, Any]:
     """The rows of one arm, one a cycle: {row: {'mean': ..., 'tiles': ...}}."""
     device = choose_device(gpu)
     rows = {}
@@ -185,7 +191,7 @@ def score_arm(source: AnnotatedSource, arm: str, run: RunDir, recipe: TrainRecip
         loaded = load_network(path)
         segmenter = NetworkSegmenter(loaded.net, loaded.mode, device.torch_device, dtype=device.dtype)
         name = "masks" if arm == "masks" else f"{arm.replace('_', '-')}, cycle {cycle}"
-        rows[name] = score_source(segmenter, source, recipe)
+        rows[name] = score_source(MeanOfViews(segmenter, views), source, recipe)
     return rows
 
 

@@ -28,6 +28,7 @@ BYTES_OF_PATCH = {"original": 10400, "fast": 6400, "small": 520}  # a pixel of i
 BASE_BYTES = 0.5 * GIB  # the interpreter, torch and a network
 WORKER_BYTES = 0.25 * GIB
 BYTES_OF_MAPS = 15  # a pixel: image, probability, hv
+BYTES_OF_VIEWS = 48  # a pixel: the sum, maps of a view that waits, and what turns them back
 BYTES_OF_POST_PROC = 90  # a pixel of the cut-out that is post-processed
 WINDOWS_IN_MEMORY = 4  # being read, in the network, waiting, joined
 BYTES_OF_NUCLEUS = 1600  # in all files and the journal
@@ -46,29 +47,33 @@ def largest_patch(mode: str, device: str, most_gib: float | None) -> int:
     return min(LARGEST_PATCH[mode], math.isqrt(int(bytes_of_patch / BYTES_OF_PATCH[mode])))
 
 
-def memory_bytes(window: int, nr_types: int, workers: int, patch_bytes: float) -> float:
-    """Estimate of the peak resident memory of a run. nr_types: 0 for none. workers: processes of their own."""
+def memory_bytes(window: int, nr_types: int, workers: int, patch_bytes: float, views: int = 1) -> float:
+    """Estimate of the peak resident memory of a run. nr_types: 0 for none. workers: processes of their own.
+
+    views: of how many the network's answer is the mean.
+    """
     maps = BYTES_OF_MAPS + (1 + 2 * nr_types if nr_types else 0)
     cut_out = (window + 2 * MARGIN) ** 2
     jobs = max(1, 2 * workers)
     held = cut_out * maps * (WINDOWS_IN_MEMORY + jobs)
+    held += cut_out * (BYTES_OF_VIEWS + 8 * nr_types if views > 1 else 0)
     own = BASE_BYTES + patch_bytes + workers * WORKER_BYTES
     return own + held + max(1, workers) * cut_out * BYTES_OF_POST_PROC
 
 
-def choose_workers(asked: int | None, device: str, most_gib: float | None, nr_types: int) -> int:
+def choose_workers(asked: int | None, device: str, most_gib: float | None, nr_types: int, views: int = 1) -> int:
     """Processes that post-process: as asked, or as many as cores and memory keep busy."""
     if asked is not None:
         return asked
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gib = most_gib or (USUAL_GIB["small"] if device == "cpu" else USUAL_GIB_BESIDE_GPU)
     workers = max(0, min(cores - 1, MOST_WORKERS))
-    while workers and memory_bytes(USUAL_WINDOW, nr_types, workers, gib * GIB * SHARE_OF_PATCH) > gib * GIB:
+    while workers and memory_bytes(USUAL_WINDOW, nr_types, workers, gib * GIB * SHARE_OF_PATCH, views) > gib * GIB:
         workers -= 1
     return workers
 
 
-def choose_window(asked: int | None, most_gib: float | None, nr_types: int, workers: int) -> int:
+def choose_window(asked: int | None, most_gib: float | None, nr_types: int, workers: int, views: int = 1) -> int:
     """px a side of a window: as asked, or as large as memory allows.
 
     Raises RecipeError where no window fits `most_gib`. The result does not depend on it, only speed.
@@ -76,7 +81,7 @@ def choose_window(asked: int | None, most_gib: float | None, nr_types: int, work
     choices = range(USUAL_WINDOW, SMALLEST_WINDOW - 1, -256) if asked is None else [max(asked, SMALLEST_WINDOW)]
     needed = 0.0
     for window in choices:
-        needed = memory_bytes(window, nr_types, workers, (most_gib or 0) * GIB * SHARE_OF_PATCH)
+        needed = memory_bytes(window, nr_types, workers, (most_gib or 0) * GIB * SHARE_OF_PATCH, views)
         if most_gib is None or needed <= most_gib * GIB:
             return window
     assert most_gib is not None

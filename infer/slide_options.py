@@ -72,17 +72,21 @@ def slide_settings(
         region=wanted["region"],
         mask_dir=None if wanted["input_mask_dir"] is None else Path(wanted["input_mask_dir"]),
         find_tissue=not wanted["whole_slide"],
-        window=choose_window(wanted["tile_shape"], wanted["max_memory"], nr_types, workers),
+        window=choose_window(wanted["tile_shape"], wanted["max_memory"], nr_types, workers, shared["views"]),
     )
+    network = {"sha256": _digest(Path(shared["model_path"])), "precision": precision}
+    if shared["views"] > 1:  # not named otherwise, so that what was finished before there were views stays so
+        network["views"] = shared["views"]
     return SlideSettings(
         request=request,
         outputs=SlideFolder(root, types, wanted["save_thumb"], wanted["save_mask"]),
         cache=Path(wanted["cache_path"]) if wanted["cache_path"] else root / ".journal",
-        network={"sha256": _digest(Path(shared["model_path"])), "precision": precision},
+        network=network,
         nr_types=nr_types,
         readers=max(1, shared["nr_inference_workers"]),
         workers=workers,
         patch_bytes=(wanted["max_memory"] or 3.0) * GIB * SHARE_OF_PATCH,
+        views=shared["views"],
     )
 
 

@@ -44,7 +44,7 @@ class SlideSettings:
     """How slides are segmented. network: plain values that name the weights and their arithmetic. cache: for journals.
 
     nr_types: 0 for none. readers, workers: see SlideRun. patch_bytes: memory of a patch in the network, at most.
-    smallest: px of a nucleus, see post_proc.segment.
+    views: of how many the network's answer is the mean. smallest: px of a nucleus, see post_proc.segment.
     """
 
     request: SlideRequest
@@ -55,6 +55,7 @@ class SlideSettings:
     readers: int = 1
     workers: int = 0
     patch_bytes: float = 0.0
+    views: int = 1
     quiet: bool = False
     smallest: int = SMALLEST_AREA
 
@@ -256,7 +257,9 @@ def dry_run(slides: Sequence[SlideFile], segmenters: Sequence[SlideSegmenter], s
         print(_described(plan, one))
         for sentence in plan.notices:
             print(sentence, file=sys.stderr)
-    needed = memory_bytes(settings.request.window, settings.nr_types, settings.workers, settings.patch_bytes)
+    needed = memory_bytes(
+        settings.request.window, settings.nr_types, settings.workers, settings.patch_bytes, settings.views
+    )
     print(
         f"Altogether: {total.windows} windows of {settings.request.window} px, {total.mm2:.1f} mm2, about "
         f"{duration(total.seconds)}, {size(total.disk)} on disk, {size(needed)} of memory."

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 
 from dataloader.augs import apply_turn
-from hovernet_cyclic.core.types import Float32Array, RawMaps, Segmenter, UInt8Array
+from dataloader.infer_loader import mirror
+from hovernet_cyclic.core.geometry import Shape
+from hovernet_cyclic.core.types import Box, Pixels, RawMaps, UInt8Array, whole_image
+from infer.base import ALIGN
 
 Turn = tuple[int, bool]  # quarter turns against the clock, and whether it is mirrored afterwards
 # The first four hold each quarter turn once, and as many mirrored as not.
@@ -23,22 +27,130 @@ TURNS: tuple[Turn, ...] = (
 )
 
 
-class MeanOfViews:
-    """A Segmenter that asks another one `views` times (1 to 8), each time with the image turned, and takes the mean.
+class Viewer(Protocol):
+    """What is asked of each side: a network, as `NetworkSegmenter` is one. margin: px that it sees round a window."""
 
-    Nuclei look alike from all sides; what changes with the side is the network's own error. Types are the first view's.
+    margin: int
+
+    def cell(self, whole: Shape) -> Shape:
+        """(h, w) px that one patch answers for in an image or slide of (H, W) px."""
+
+    def begin(self, pixels: Pixels) -> Callable[[], RawMaps]:
+        """Start on `pixels.wanted`; what is returned waits for the maps."""
+
+
+class MeanOfViews:
+    """A segmenter that asks another one `views` times (1 to 8), each time with the image turned, and takes the mean.
+
+    Nuclei look alike from all sides; what changes with the side is the network's own error. np_prob, hv_map and
+    type_probs are means; the type is the one that is most probable by them.
+
+    As of the network itself, the answer at a pixel of a slide does not depend on the window that it is asked with:
+    what is turned begins in steps of ALIGN px from a corner of the whole, which for this is taken up to the next
+    multiple of ALIGN, mirrored at its true border.
     """
 
-    def __init__(self, segmenter: Segmenter, views: int) -> None:
+    def __init__(self, segmenter: Viewer, views: int) -> None:
         self._segmenter, self._turns = segmenter, TURNS[:views]
+        self.margin = segmenter.margin + (ALIGN - 1 if views > 1 else 0)  # a window's far edges are moved to a multiple
+
+    def cell(self, whole: Shape) -> Shape:
+        """(h, w) px that one patch answers for in an image or slide of (H, W) px."""
+        return self._segmenter.cell(whole)
 
     def raw_maps(self, image: UInt8Array) -> RawMaps:
         """uint8 (H, W, 3) RGB -> RawMaps of the same (H, W)."""
-        seen = [turned_back(self._segmenter.raw_maps(apply_turn(image, turn)), turn) for turn in self._turns]
-        if len(seen) == 1:
-            return seen[0]
-        np_prob, hv_map = (_mean([getattr(maps, name) for maps in seen]) for name in ("np_prob", "hv_map"))
-        return RawMaps(np_prob, hv_map, seen[0].type_map, seen[0].type_probs)
+        return self.begin(whole_image(image))()
+
+    def raw_maps_of(self, pixels: Pixels) -> RawMaps:
+        """RawMaps of `pixels.wanted`. `pixels.box` should reach `margin` px further, or to the border of the whole."""
+        return self.begin(pixels)()
+
+    def begin(self, pixels: Pixels) -> Callable[[], RawMaps]:
+        """As `raw_maps_of`, but a GPU may still be at work on the last view: call the answer to wait for it.
+
+        One view's maps are added to those before while the next is under way, so no more than two are held.
+        """
+        if len(self._turns) == 1:
+            return self._segmenter.begin(pixels)
+        mean = _Mean((pixels.wanted.height, pixels.wanted.width))
+        begun = self._begin(pixels, self._turns[0])
+        for turn in self._turns[1:]:
+            before, begun = begun, self._begin(pixels, turn)
+            mean.add(before())
+        last = begun
+
+        def wait() -> RawMaps:
+            mean.add(last())
+            return mean.maps()
+
+        return wait
+
+    def _begin(self, pixels: Pixels, turn: Turn) -> Callable[[], RawMaps]:
+        if turn == TURNS[0]:
+            return self._segmenter.begin(pixels)
+        wait = self._segmenter.begin(turned(pixels, turn, self._segmenter.margin))
+        return lambda: turned_back(wait(), turn)
+
+
+class _Mean:
+    """Of maps of (H, W) px; what they hold beyond, at the bottom and right, is left out."""
+
+    def __init__(self, shape: Shape) -> None:
+        self._inside = np.s_[: shape[0], : shape[1]]
+        self._count = 0
+        self._first: RawMaps | None = None
+        self._sums: list[Any] = []
+
+    def add(self, maps: RawMaps) -> None:
+        """Count these in too."""
+        parts = [None if part is None else part[self._inside] for part in (maps.np_prob, maps.hv_map, maps.type_probs)]
+        self._count += 1
+        if self._first is None:
+            self._first, self._sums = maps, [None if part is None else part.astype(np.float32) for part in parts]
+            return
+        for total, part in zip(self._sums, parts, strict=True):
+            if part is not None:
+                total += part
+
+    def maps(self) -> RawMaps:
+        """The mean of those that were added."""
+        assert self._first is not None, "at least one view is added"
+        for total in self._sums:
+            if total is not None:
+                total /= np.float32(self._count)
+        np_prob, hv_map, probs = self._sums
+        if probs is None:
+            return RawMaps(np_prob, hv_map, self._first.type_map)
+        return RawMaps(np_prob, hv_map, probs.argmax(axis=-1).astype(np.uint8), probs.astype(np.float16))
+
+
+def turned(pixels: Pixels, turn: Turn, margin: int) -> Pixels:
+    """The same part of the whole after `apply_turn(whole, turn)`, with a whole of multiples of ALIGN px a side.
+
+    What is wanted grows, at the bottom and right before it is turned, to multiples of ALIGN as well. margin: px beyond
+    what is wanted that are mirrored where the whole ends.
+    """
+    height, width = (-(-length // ALIGN) * ALIGN for length in pixels.whole)
+    box, wanted = pixels.box, pixels.wanted
+    below = height - pixels.whole[0] + margin if box.bottom == pixels.whole[0] else 0
+    right = width - pixels.whole[1] + margin if box.right == pixels.whole[1] else 0
+    image = mirror(pixels.image, (0, below, 0, right))
+    box = box._replace(bottom=box.bottom + below, right=box.right + right)
+    wanted = wanted._replace(bottom=-(-wanted.bottom // ALIGN) * ALIGN, right=-(-wanted.right // ALIGN) * ALIGN)
+    shape = (width, height) if turn[0] % 2 else (height, width)
+    return Pixels(
+        apply_turn(image, turn), _turned(box, turn, (height, width)), shape, _turned(wanted, turn, (height, width))
+    )
+
+
+def _turned(box: Box, turn: Turn, whole: Shape) -> Box:
+    """Where a box of a whole of (H, W) px lies after `apply_turn(whole, turn)`."""
+    height, width = whole
+    for _ in range(turn[0]):
+        box = Box(width - box.right, box.top, width - box.left, box.bottom)
+        height, width = width, height
+    return box._replace(left=width - box.right, right=width - box.left) if turn[1] else box
 
 
 def turned_back(maps: RawMaps, turn: Turn) -> RawMaps:
@@ -61,7 +173,3 @@ def turned_back(maps: RawMaps, turn: Turn) -> RawMaps:
 def _untwist(array: Any, turn: Turn) -> Any:
     quarters, mirrored = turn
     return np.ascontiguousarray(np.rot90(array[:, ::-1] if mirrored else array, -quarters))
-
-
-def _mean(maps: list[Float32Array]) -> Float32Array:
-    return np.asarray(np.mean(maps, axis=0), np.float32)

@@ -36,6 +36,7 @@ FROZEN = {
         "--gpu=<ids>",
         "--precision=<name> [auto]",
         "--batch_size=<n>",
+        "--views=<n> [1]",
         "--post_proc=<name>",
         "--type_info_path=<file>",
         "--nr_inference_workers=<n> [1]",

@@ -204,6 +204,9 @@ BAD = {
             ("nr_inference_workers", "-1"),
             ("nr_post_proc_workers", ""),
             ("nr_types", "x"),
+            ("views", "0"),
+            ("views", "9"),
+            ("views", "four"),
             ("precision", "fp8"),
             ("post_proc", "magic"),
             ("model_mode", "slow"),
@@ -313,7 +316,8 @@ def balanced_network(image):
     return net
 
 
-def test_a_slide_is_the_tile_it_is(tmp_path, monkeypatch):
+@pytest.mark.parametrize("views", [1, 4])
+def test_a_slide_is_the_tile_it_is(tmp_path, monkeypatch, views):
     """The same image in both modes, with a true network: nucleus for nucleus, whatever the windows and workers."""
     coarse = np.random.default_rng(2).integers(60, 255, (28, 36, 3), dtype=np.uint8)
     image = cv2.resize(coarse, (420, 330), interpolation=cv2.INTER_CUBIC)
@@ -321,7 +325,7 @@ def test_a_slide_is_the_tile_it_is(tmp_path, monkeypatch):
     recipe = TrainRecipe("demo", DataSettings("demo", mpp=0.5), net=NetSettings("small", 3, "local"))
     weights = balanced_network(image).state_dict()
     save_checkpoint(tmp_path / "net.tar", Checkpoint(FORMAT_VERSION, recipe.to_dict(), 2, "done", 0, teacher=weights))
-    shared = [f"--model_path={tmp_path / 'net.tar'}", "--gpu=cpu", "--precision=fp32"]
+    shared = [f"--model_path={tmp_path / 'net.tar'}", "--gpu=cpu", "--precision=fp32", f"--views={views}"]
     folders = [f"--input_dir={tmp_path / 'in'}", f"--output_dir={tmp_path / 'tile'}"]
     assert run_infer.main([*shared, "tile", *folders]) == 0
     expected = described(tmp_path / "tile" / "json" / "a.json")
@@ -350,6 +354,16 @@ def test_slides_from_end_to_end(place, capsys):
     assert re.search(r"first +done +[0-9]+", printed.out) and "tile" in printed.err and "nuclei" in printed.err
     assert run_infer.main(wsi_command(place, "--mpp=0.5", "--save_thumb", "--save_mask")) == 0
     assert re.search(r"first +skipped", capsys.readouterr().out)
+
+
+def test_a_slide_seen_from_other_sides_is_another_result(place, capsys):
+    said = {}
+    for views in (1, 2, 2):
+        assert run_infer.main(wsi_command(place, "--mpp=0.5", shared=[f"--views={views}"], out="views")) == 0
+        said[views] = capsys.readouterr().out
+        info = json.loads((place / "views" / "info" / "first.json").read_text())
+        assert info["identity"]["network"].get("views", 1) == views
+    assert re.search(r"first +skipped", said[2])
 
 
 def test_a_slide_without_a_scale_says_what_to_add(place, capsys):

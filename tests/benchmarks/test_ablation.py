@@ -8,7 +8,7 @@ import pytest
 
 import config
 import run_train
-from benchmarks import ablation
+from benchmarks import ablation, accuracy
 from hovernet_cyclic.core.errors import RecipeError
 from models.ranks import ALONE
 
@@ -102,9 +102,20 @@ def test_runs_are_trained_once_and_stand_in_one_table(bench_data, tmp_path, tiny
     assert set(report["rows"]) == {"valid"} and set(report["rows"]["valid"]["whole"]) == {"1", "2"}
     lines = capsys.readouterr().out.splitlines()
     assert sum("no_pasting" in line and "+-" in line for line in lines) == 1
+    asked, honest = [], ablation.MeanOfViews
+    monkeypatch.setattr(ablation, "MeanOfViews", lambda net, views: asked.append(views) or honest(net, views))
+    monkeypatch.setattr("sys.argv", ["ablation", *options, "--arms=whole", "--score_only", "--views=2"])
+    assert ablation.main() == 0 and asked == [2, 2]
     monkeypatch.setattr("sys.argv", ["ablation", *options, "--arms=whole", "--steps=7"])
     assert ablation.main() == 2 and len(trained) == 4
     assert "whole_1: a run of other settings is here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("main", [ablation.main, accuracy.main])
+def test_views_are_checked_before_anything_is_trained(tmp_path, monkeypatch, capsys, main):
+    monkeypatch.setattr("sys.argv", ["benchmark", f"--log_dir={tmp_path}", "--views=9"])
+    assert main() == 2 and not list(tmp_path.iterdir())
+    assert "--views=9: give a whole number from 1 to 8" in capsys.readouterr().err
 
 
 def test_nothing_finished_is_said(tmp_path, monkeypatch, capsys):

@@ -77,9 +77,12 @@ def test_all_arms_stand_in_one_table_with_what_they_cost(bench_data, tmp_path, t
         f"--out={out}",
         f"--arms={OPTIONS['--arms']}",
     ]
-    for more in ([], ["--reuse"]):
+    asked, honest = [], accuracy.MeanOfViews
+    monkeypatch.setattr(accuracy, "MeanOfViews", lambda net, views: asked.append(views) or honest(net, views))
+    for more in ([], ["--reuse", "--views=2"]):
         monkeypatch.setattr("sys.argv", ["accuracy", *options, *more])
         assert accuracy.main() == 0
+    assert set(asked[: len(asked) // 2]) == {1} and set(asked[len(asked) // 2 :]) == {2}
     printed = capsys.readouterr().out
     assert "mixed, cycle 1" in printed and "2 steps on drawn masks" in printed
     report = json.loads(out.read_text())

@@ -244,6 +244,7 @@ def test_windows_follow_from_what_is_asked():
     assert choose_window(None, least, 0, 0) == 512
     with pytest.raises(RecipeError):
         choose_window(None, least - 0.1, 0, 0)
+    assert choose_window(None, 1.5, 0, 0, views=4) < small  # maps of several views take room too
     assert choose_workers(3, "cpu", None, 0) == 3 and choose_workers(None, "cpu", 1.0, 0) == 0
     assert 0 <= choose_workers(None, "cpu", None, 0) <= choose_workers(None, "cuda", None, 0) <= 8
     assert largest_patch("small", "cuda", None) == 2048 > largest_patch("small", "cpu", None) > 1000

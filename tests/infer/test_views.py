@@ -2,11 +2,18 @@
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import ndimage
 
 from dataloader.augs import apply_turn
-from hovernet_cyclic.core.types import RawMaps
+from dataloader.infer_loader import TilePatches
+from hovernet_cyclic.core.geometry import grow, within
+from hovernet_cyclic.core.types import Box, Pixels, RawMaps, whole_image
+from infer.base import NetworkSegmenter
 from infer.views import TURNS, MeanOfViews, turned_back
+from models.hovernet.net_desc import HoVerNet
 
 
 def two_nuclei():
@@ -48,18 +55,65 @@ def test_the_turns_are_all_different():
     assert len({apply_turn(image, turn).tobytes() for turn in TURNS}) == 8
 
 
-def test_the_mean_is_taken_over_the_views_asked_for():
-    """A segmenter that answers with the image's first row alone: its mean shows which sides were up."""
+class Above:
+    """A network that sees one px round a window, and answers with the red of the pixel above."""
 
-    class TopRow:
-        def raw_maps(self, image):
-            np_prob = np.zeros(image.shape[:2], np.float32)
-            np_prob[0] = 1
-            return RawMaps(np_prob, np.zeros((*image.shape[:2], 2), np.float32))
+    margin = 1
 
-    image = np.zeros((5, 5, 3), np.uint8)
-    np.testing.assert_array_equal(MeanOfViews(TopRow(), 1).raw_maps(image).np_prob[0], np.ones(5))
-    four = MeanOfViews(TopRow(), 4).raw_maps(image).np_prob
-    for edge in (four[0], four[-1], four[:, 0], four[:, -1]):
-        np.testing.assert_allclose(edge[1:-1], 0.25)
-    assert not four[1:-1, 1:-1].any()
+    def cell(self, whole):
+        return 64, 64
+
+    def begin(self, pixels):
+        image = TilePatches(pixels, (66, 66), (64, 64)).image[..., 0].astype(np.float32) / 255
+        height, width = pixels.wanted.height, pixels.wanted.width
+        np_prob = image[:height, 1 : width + 1]
+        upwards = np.dstack([np.zeros_like(np_prob), np_prob])
+        probs = np.dstack([np_prob, np.ones_like(np_prob) / 3]).astype(np.float16)
+        return lambda: RawMaps(np_prob, upwards, probs.argmax(-1).astype(np.uint8), probs)
+
+
+def neighbours(image, views):
+    """Mean red of the pixels that are above, seen from each side; those of the whole image."""
+    red = np.pad(image[..., 0].astype(np.float32) / 255, 1, mode="reflect")
+    above, right, below, left = red[:-2, 1:-1], red[1:-1, 2:], red[2:, 1:-1], red[1:-1, :-2]
+    return np.mean([above, right, below, left, below, left, above, right][:views], axis=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 200), st.integers(0, 10**6), st.sampled_from(range(1, 9)), st.data())
+def test_windows_of_any_image_get_the_mean_over_the_views_that_the_whole_gets(height, width, seed, views, data):
+    """At the border too, where what is beyond is the mirrored inside, from each side."""
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    top, left = (data.draw(st.integers(0, (length - 1) // 64)) * 64 for length in (height, width))
+    bottom, right = data.draw(st.integers(top + 1, height)), data.draw(st.integers(left + 1, width))
+    window, segmenter = Box(top, left, bottom, right), MeanOfViews(Above(), views)
+    read = grow(window, segmenter.margin, within=Box(0, 0, height, width))
+    answer = segmenter.raw_maps_of(Pixels(image[within(read, Box(0, 0, height, width))], read, (height, width), window))
+    expected = neighbours(image, views)[top:bottom, left:right]
+    np.testing.assert_allclose(answer.np_prob, expected, atol=1e-6)
+    told = np.take_along_axis(answer.type_probs, answer.type_map[..., None], axis=-1)[..., 0]
+    assert (told >= answer.type_probs.max(axis=-1)).all()  # equal where half precision makes them so
+    np.testing.assert_allclose(answer.type_probs[..., 0], expected, atol=1e-3)
+    assert answer.np_prob.dtype == answer.hv_map.dtype == np.float32 and answer.type_probs.dtype == np.float16
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_a_window_is_answered_by_a_network_as_the_whole_is(dtype, rounding):
+    torch.manual_seed(0)
+    image = np.random.default_rng(0).integers(0, 256, (250, 330, 3), dtype=np.uint8)
+    segmenter = MeanOfViews(NetworkSegmenter(HoVerNet("small", 3), "small", "cpu", dtype=dtype, largest_patch=300), 4)
+    whole, box = segmenter.raw_maps(image), Box(0, 0, 250, 330)
+    assert whole.np_prob.shape == (250, 330) and whole.type_probs.shape == (250, 330, 3)
+    for window in (Box(0, 0, 64, 64), Box(64, 128, 201, 330), Box(192, 0, 250, 330)):
+        read = grow(window, segmenter.margin, within=box)
+        answer = segmenter.raw_maps_of(Pixels(image[within(read, box)], read, (250, 330), window))
+        np.testing.assert_allclose(answer.np_prob, whole.np_prob[within(window, box)], rtol=0, atol=rounding)
+        np.testing.assert_allclose(answer.hv_map, whole.hv_map[within(window, box)], rtol=0, atol=rounding)
+
+
+def test_one_view_is_the_network_itself():
+    image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    plain, seen = Above().begin(whole_image(image))(), MeanOfViews(Above(), 1)
+    assert seen.margin == Above.margin
+    for name in ("np_prob", "hv_map", "type_map", "type_probs"):
+        np.testing.assert_array_equal(getattr(seen.raw_maps(image), name), getattr(plain, name))
