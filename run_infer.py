@@ -214,6 +214,8 @@ def run_slides(settings: Mapping[str, Any], wanted: Mapping[str, Any], slides: S
     if recipe:
         run = dataclasses.replace(run, smallest=recipe.smallest_area)
     print(describe(loaded, recipe, settings["model_path"]).replace("give images", "slides are read"))
+    if settings["views"] > 1:
+        print(f"Each window is asked about from {settings['views']} sides.")
     return (dry_run if wanted["dry_run"] else segment_and_report)(slides.slides, segmenters, run)
 
 

@@ -12,9 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from hovernet_cyclic.core.types import Pixels, RawMaps
+from hovernet_cyclic.core.types import Pixels, RawMaps, WindowSegmenter
 from infer.finish import Outcome, TileJob, failure_sentence
 
 
@@ -28,13 +28,6 @@ class Work:
 
     key: Hashable
     load: Callable[[], Pixels]
-
-
-class WindowSegmenter(Protocol):
-    """A network on a device, as `NetworkSegmenter` is one."""
-
-    def begin(self, pixels: Pixels) -> Callable[[], RawMaps]:
-        """Start on `pixels.wanted`; what is returned waits for the maps."""
 
 
 class _Order(NamedTuple):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from hovernet_cyclic.core.errors import RecipeError
-from hovernet_cyclic.core.types import Box, Pixels
-from infer.slide_plan import MARGIN, SlidePlan, SlideSegmenter
+from hovernet_cyclic.core.types import Box, Pixels, SlideSegmenter
+from infer.slide_plan import MARGIN, SlidePlan
 
 GIB = 1 << 30
 USUAL_WINDOW = 2048  # px
@@ -28,9 +28,10 @@ BYTES_OF_PATCH = {"original": 10400, "fast": 6400, "small": 520}  # a pixel of i
 BASE_BYTES = 0.5 * GIB  # the interpreter, torch and a network
 WORKER_BYTES = 0.25 * GIB
 BYTES_OF_MAPS = 15  # a pixel: image, probability, hv
-BYTES_OF_VIEWS = 48  # a pixel: the sum, maps of a view that waits, and what turns them back
 BYTES_OF_POST_PROC = 90  # a pixel of the cut-out that is post-processed
 WINDOWS_IN_MEMORY = 4  # being read, in the network, waiting, joined
+# A pixel of a window: the sums of two windows, a view of each, and what turns them back. Counted, not measured.
+BYTES_OF_VIEWS, BYTES_OF_VIEWS_BY_TYPE = 64, 16
 BYTES_OF_NUCLEUS = 1600  # in all files and the journal
 TYPICAL_NUCLEI_PER_MM2 = 2500
 
@@ -56,7 +57,7 @@ def memory_bytes(window: int, nr_types: int, workers: int, patch_bytes: float, v
     cut_out = (window + 2 * MARGIN) ** 2
     jobs = max(1, 2 * workers)
     held = cut_out * maps * (WINDOWS_IN_MEMORY + jobs)
-    held += cut_out * (BYTES_OF_VIEWS + 8 * nr_types if views > 1 else 0)
+    held += window**2 * (BYTES_OF_VIEWS + BYTES_OF_VIEWS_BY_TYPE * nr_types if views > 1 else 0)
     own = BASE_BYTES + patch_bytes + workers * WORKER_BYTES
     return own + held + max(1, workers) * cut_out * BYTES_OF_POST_PROC
 
@@ -88,7 +89,7 @@ def choose_window(asked: int | None, most_gib: float | None, nr_types: int, work
     least = (needed / GIB - most_gib * SHARE_OF_PATCH) / (1 - SHARE_OF_PATCH)
     raise RecipeError(
         f"--max_memory={most_gib:g} is too small: {math.ceil(least * 10) / 10:.1f} GiB are needed at least; "
-        "give more, or a smaller --tile_shape, or fewer --nr_post_proc_workers."
+        f"give more, or a smaller --tile_shape, or fewer --nr_post_proc_workers{' or --views' if views > 1 else ''}."
     )
 
 

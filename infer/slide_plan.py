@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,8 +16,7 @@ from dataloader.slides import SlideScale, SlideView, open_slide, slide_scale, vi
 from dataloader.tissue import TissueMask, TissueSettings, find_tissue, given_mask, read_coarsely
 from hovernet_cyclic.core.errors import SlideError
 from hovernet_cyclic.core.geometry import Shape, intersect, overlap, slide_tiles
-from hovernet_cyclic.core.types import BoolArray, Box, Int64Array, Pixels, RawMaps, SlideReader, SlideTile
-from infer.engine import WindowSegmenter
+from hovernet_cyclic.core.types import BoolArray, Box, Int64Array, RawMaps, SlideReader, SlideTile
 from infer.journal import TILE, Key
 
 BLOCK = 64  # px: the network is asked block by block, at the same places whatever the windows
@@ -42,18 +41,6 @@ class SlideRequest:
     find_tissue: bool = True
     window: int = 2048
     tissue: TissueSettings = field(default_factory=TissueSettings)
-
-
-class SlideSegmenter(WindowSegmenter, Protocol):
-    """A network on a device, as `NetworkSegmenter` is one. margin: px that it sees round a window."""
-
-    margin: int
-
-    def cell(self, whole: Shape) -> Shape:
-        """(h, w) px that one patch answers for in a slide of (H, W) px."""
-
-    def raw_maps_of(self, pixels: Pixels) -> RawMaps:
-        """RawMaps of `pixels.wanted`."""
 
 
 class PlannedTile(NamedTuple):

@@ -15,12 +15,13 @@ from dataloader.images import IMAGE_SUFFIXES
 from dataloader.readers.faults import is_remote
 from dataloader.slides import SLIDE_SUFFIXES
 from hovernet_cyclic.core.errors import HoverNetCyclicError, SlideError
+from hovernet_cyclic.core.types import SlideSegmenter
 from infer.folder_lock import FolderLock
 from infer.journal import Journal
 from infer.slide_estimate import Estimate, duration, estimate, memory_bytes, size, time_network
 from infer.slide_finish import SlideFinisher
 from infer.slide_outputs import SlideFolder
-from infer.slide_plan import MARGIN, SlidePlan, SlideRequest, SlideSegmenter, plan_slide
+from infer.slide_plan import MARGIN, SlidePlan, SlideRequest, plan_slide
 from infer.wsi import Progress, SlideRun
 from models.hovernet.post_proc import SMALLEST_AREA
 

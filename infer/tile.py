@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from dataloader.images import IMAGE_SUFFIXES, list_images, read_rgb
 from hovernet_cyclic.core.errors import DatasetError, RecipeError
-from hovernet_cyclic.core.types import Pixels, whole_image
-from infer.engine import WindowSegmenter, Work, through_networks
+from hovernet_cyclic.core.types import Pixels, WindowSegmenter, whole_image
+from infer.engine import Work, through_networks
 from infer.finish import Finisher, finish_all
 
 

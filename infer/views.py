@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from dataloader.augs import apply_turn
 from dataloader.infer_loader import mirror
+from hovernet_cyclic.core.errors import RecipeError
 from hovernet_cyclic.core.geometry import Shape
-from hovernet_cyclic.core.types import Box, Pixels, RawMaps, UInt8Array, whole_image
+from hovernet_cyclic.core.types import Box, Pixels, RawMaps, SlideSegmenter, UInt8Array, whole_image
 from infer.base import ALIGN
 
 Turn = tuple[int, bool]  # quarter turns against the clock, and whether it is mirrored afterwards
@@ -27,32 +28,22 @@ TURNS: tuple[Turn, ...] = (
 )
 
 
-class Viewer(Protocol):
-    """What is asked of each side: a network, as `NetworkSegmenter` is one. margin: px that it sees round a window."""
-
-    margin: int
-
-    def cell(self, whole: Shape) -> Shape:
-        """(h, w) px that one patch answers for in an image or slide of (H, W) px."""
-
-    def begin(self, pixels: Pixels) -> Callable[[], RawMaps]:
-        """Start on `pixels.wanted`; what is returned waits for the maps."""
-
-
 class MeanOfViews:
-    """A segmenter that asks another one `views` times (1 to 8), each time with the image turned, and takes the mean.
+    """A SlideSegmenter that asks another one `views` times (1 to 8), each time with the image turned: their mean.
 
     Nuclei look alike from all sides; what changes with the side is the network's own error. np_prob, hv_map and
-    type_probs are means; the type is the one that is most probable by them.
+    type_probs are means; the type is the one that is most probable by them. Raises RecipeError for other numbers.
 
-    As of the network itself, the answer at a pixel of a slide does not depend on the window that it is asked with:
+    The answer at a pixel of a slide depends on the window that it is asked with no more than the network's own does:
     what is turned begins in steps of ALIGN px from a corner of the whole, which for this is taken up to the next
     multiple of ALIGN, mirrored at its true border.
     """
 
-    def __init__(self, segmenter: Viewer, views: int) -> None:
+    def __init__(self, segmenter: SlideSegmenter, views: int) -> None:
+        if not 1 <= views <= len(TURNS):
+            raise RecipeError(f"{views} views: give 1 to {len(TURNS)}.")
         self._segmenter, self._turns = segmenter, TURNS[:views]
-        self.margin = segmenter.margin + (ALIGN - 1 if views > 1 else 0)  # a window's far edges are moved to a multiple
+        self.margin = segmenter.margin
 
     def cell(self, whole: Shape) -> Shape:
         """(h, w) px that one patch answers for in an image or slide of (H, W) px."""
@@ -67,21 +58,21 @@ class MeanOfViews:
         return self.begin(pixels)()
 
     def begin(self, pixels: Pixels) -> Callable[[], RawMaps]:
-        """As `raw_maps_of`, but a GPU may still be at work on the last view: call the answer to wait for it.
+        """As `raw_maps_of`, but a GPU may still be at work on the last view: call the answer, once, to wait for it.
 
-        One view's maps are added to those before while the next is under way, so no more than two are held.
+        A view's maps are added to those before while the next is under way: two are held, and the sum.
         """
         if len(self._turns) == 1:
             return self._segmenter.begin(pixels)
         mean = _Mean((pixels.wanted.height, pixels.wanted.width))
         begun = self._begin(pixels, self._turns[0])
         for turn in self._turns[1:]:
-            before, begun = begun, self._begin(pixels, turn)
-            mean.add(before())
-        last = begun
+            following = self._begin(pixels, turn)
+            mean.add(begun())
+            begun = following  # and with it goes what was added
 
         def wait() -> RawMaps:
-            mean.add(last())
+            mean.add(begun())
             return mean.maps()
 
         return wait
@@ -94,42 +85,38 @@ class MeanOfViews:
 
 
 class _Mean:
-    """Of maps of (H, W) px; what they hold beyond, at the bottom and right, is left out."""
+    """Of maps of (H, W) px; what they hold beyond, at the bottom and right, is left out, and types without shares."""
 
     def __init__(self, shape: Shape) -> None:
         self._inside = np.s_[: shape[0], : shape[1]]
         self._count = 0
-        self._first: RawMaps | None = None
         self._sums: list[Any] = []
 
     def add(self, maps: RawMaps) -> None:
         """Count these in too."""
-        parts = [None if part is None else part[self._inside] for part in (maps.np_prob, maps.hv_map, maps.type_probs)]
+        given = [part for part in (maps.np_prob, maps.hv_map, maps.type_probs) if part is not None]
+        if not self._sums:
+            self._sums = [np.zeros(part[self._inside].shape, np.float32) for part in given]
+        for total, part in zip(self._sums, given, strict=True):
+            total += part[self._inside]
         self._count += 1
-        if self._first is None:
-            self._first, self._sums = maps, [None if part is None else part.astype(np.float32) for part in parts]
-            return
-        for total, part in zip(self._sums, parts, strict=True):
-            if part is not None:
-                total += part
 
     def maps(self) -> RawMaps:
         """The mean of those that were added."""
-        assert self._first is not None, "at least one view is added"
         for total in self._sums:
-            if total is not None:
-                total /= np.float32(self._count)
-        np_prob, hv_map, probs = self._sums
-        if probs is None:
-            return RawMaps(np_prob, hv_map, self._first.type_map)
+            total /= np.float32(self._count)
+        np_prob, hv_map, *rest = self._sums
+        if not rest:
+            return RawMaps(np_prob, hv_map)
+        (probs,) = rest
         return RawMaps(np_prob, hv_map, probs.argmax(axis=-1).astype(np.uint8), probs.astype(np.float16))
 
 
 def turned(pixels: Pixels, turn: Turn, margin: int) -> Pixels:
     """The same part of the whole after `apply_turn(whole, turn)`, with a whole of multiples of ALIGN px a side.
 
-    What is wanted grows, at the bottom and right before it is turned, to multiples of ALIGN as well. margin: px beyond
-    what is wanted that are mirrored where the whole ends.
+    What is wanted grows, at the bottom and right before it is turned, to multiples of ALIGN as well; who asks drops
+    that, so no more px than `margin` need be known round it. margin: px that are mirrored where the whole ends.
     """
     height, width = (-(-length // ALIGN) * ALIGN for length in pixels.whole)
     box, wanted = pixels.box, pixels.wanted

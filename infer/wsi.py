@@ -12,13 +12,13 @@ import numpy as np
 from dataloader.slides import SlideView
 from hovernet_cyclic.core.errors import SlideError, UnreadableRegionError
 from hovernet_cyclic.core.geometry import contains_point, grow, intersect, shift, within
-from hovernet_cyclic.core.types import Box, Pixels, UInt8Array
+from hovernet_cyclic.core.types import Box, Pixels, SlideSegmenter, UInt8Array
 from infer.clusters import REACH, Clusters, find_clusters
 from infer.engine import Work, through_networks
 from infer.finish import Outcome, TileJob, finish_all
 from infer.journal import CLUSTER, TILE, Journal, Key
 from infer.slide_finish import SlideFinisher, SlideKey
-from infer.slide_plan import BLOCK, MARGIN, PlannedTile, SlidePlan, SlideSegmenter
+from infer.slide_plan import BLOCK, MARGIN, PlannedTile, SlidePlan
 from infer.slide_record import OpenCluster, head_of, read_head, with_unreadable
 from infer.strips import Piece, Strips, join
 

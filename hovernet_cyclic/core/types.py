@@ -6,7 +6,7 @@ Conventions: arrays are (row, column); points are (x, y); boxes are half-open, i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -276,6 +276,25 @@ class Segmenter(Protocol):
 
     def raw_maps(self, image: UInt8Array) -> RawMaps:
         """uint8 (H, W, 3) RGB at the network's mpp -> RawMaps of the same (H, W)."""
+
+
+class WindowSegmenter(Protocol):
+    """A network on a device, as `infer.base.NetworkSegmenter` is one."""
+
+    def begin(self, pixels: Pixels) -> Callable[[], RawMaps]:
+        """Start on `pixels.wanted`; what is returned waits for the maps: it is called once."""
+
+
+class SlideSegmenter(WindowSegmenter, Protocol):
+    """The same for slides, cut into windows. margin: px that it sees round a window."""
+
+    margin: int
+
+    def cell(self, whole: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) px that one patch answers for in a slide of (H, W) px."""
+
+    def raw_maps_of(self, pixels: Pixels) -> RawMaps:
+        """RawMaps of `pixels.wanted`."""
 
 
 @dataclass
