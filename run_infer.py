@@ -19,7 +19,7 @@ Options, which stand before the mode:
                               it built in, but fp32 for the network 'small' on a CPU. [default: auto]
   --batch_size=<n>            Patches at a time; 4 on a GPU and 1 on the CPU if not given. Patches are large.
   --views=<n>                 Ask from n sides (the image turned, mirrored; 1 to 8), and take the mean: a little more
-                              accurate where training was long, for n times the work. [default: 1]
+                              accurate, for n times the work; 4 is enough. [default: 1]
   --post_proc=<name>          local, or hovernet: its patches and its arithmetic. The network's recipe if not given.
   --type_info_path=<file>     JSON with the name and colour of each type: {"1": ["neopla", [255, 0, 0]], ...}.
   --nr_inference_workers=<n>  Threads that read images ahead. [default: 1]
