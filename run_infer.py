@@ -246,6 +246,8 @@ def checked_settings(shared: Mapping[str, Any]) -> dict[str, Any]:
 
     Options that were not given and have no default are None.
     """
+    from hovernet_cyclic.core.settings import MOST_VIEWS
+
     settings = {name.lstrip("-"): value for name, value in shared.items() if name.startswith("--")}
     settings["type_info_path"] = settings["type_info_path"] or None  # hover_net's own default is an empty one
     if not settings["model_path"]:
@@ -254,7 +256,7 @@ def checked_settings(shared: Mapping[str, Any]) -> dict[str, Any]:
     for name, low in lowest.items():
         if settings[name] is not None:
             settings[name] = whole_number(f"--{name}", settings[name], low)
-    settings["views"] = whole_number("--views", settings["views"], 1, 8)
+    settings["views"] = whole_number("--views", settings["views"], 1, MOST_VIEWS)
     choices = {
         "precision": ("auto", "fp32", "bf16"),
         "post_proc": ("local", "hovernet"),

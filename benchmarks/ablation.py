@@ -39,19 +39,14 @@ import numpy as np
 from docopt import docopt
 
 import config
-from benchmarks.accuracy import arm_recipe, cost_of, train
+from benchmarks.accuracy import arm_recipe, cost_of, score_network, train
 from benchmarks.json_report import write_report
 from dataloader.datasets import open_source
 from hovernet_cyclic.command_line import whole_number
 from hovernet_cyclic.core.errors import HoverNetCyclicError, RecipeError
-from hovernet_cyclic.core.settings import LARGEST_SEED, TrainRecipe
+from hovernet_cyclic.core.settings import LARGEST_SEED, MOST_VIEWS, TrainRecipe
 from hovernet_cyclic.core.types import AnnotatedSource
-from hovernet_cyclic.training.evaluate import score_source
 from hovernet_cyclic.training.run_dir import RunDir, is_same_run
-from infer.base import NetworkSegmenter
-from infer.views import MeanOfViews
-from models.checkpoint import load_network
-from models.devices import choose_device
 
 Change = Callable[[TrainRecipe], TrainRecipe]
 SHOWN = ("dice", "aji", "pq")
@@ -159,7 +154,7 @@ def main() -> int:
     arguments = docopt((__doc__ or "").format(arms=listed))
     try:
         runs = chosen_runs(arguments)
-        views = whole_number("--views", arguments["--views"], 1, 8)
+        views = whole_number("--views", arguments["--views"], 1, MOST_VIEWS)
         for run, recipe in runs.values():
             check_settings(run, recipe)
         for run, recipe in runs.values():
@@ -220,7 +215,8 @@ def scored(arguments: dict[str, Any], runs: Runs, views: int) -> dict[str, Any]:
     for (arm, seed), (run, recipe) in finished.items():
         cost.setdefault(arm, {})[seed] = cost_of(run, recipe)
         for split, source in sources(recipe, arguments):
-            rows.setdefault(split, {}).setdefault(arm, {})[seed] = score_product(run, source, arguments["--gpu"], views)
+            scores = score_network(run.net, source, arguments["--gpu"], views)
+            rows.setdefault(split, {}).setdefault(arm, {})[seed] = scores["mean"]
     return {"rows": rows, "cost": cost, "command": sys.argv}
 
 
@@ -231,16 +227,6 @@ def sources(recipe: TrainRecipe, arguments: dict[str, Any]) -> Iterator[tuple[st
         yield "valid", splits.valid
     if not arguments["--valid_only"]:
         yield from splits.test.items()
-
-
-def score_product(run: RunDir, source: AnnotatedSource, gpu: str, views: int) -> dict[str, float]:
-    """Mean scores of the network that a run ended with, asked of so many sides."""
-    device, loaded = choose_device(gpu), load_network(run.net)
-    assert loaded.recipe is not None, "net.tar is written with its recipe"
-    segmenter = NetworkSegmenter(loaded.net, loaded.mode, device.torch_device, dtype=device.dtype)
-    seen = MeanOfViews(segmenter, views)
-    mean: dict[str, float] = score_source(seen, source, TrainRecipe.from_dict(loaded.recipe))["mean"]
-    return mean
 
 
 def table(report: dict[str, Any]) -> str:

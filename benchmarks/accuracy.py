@@ -46,7 +46,7 @@ from dataloader.datasets import open_source
 from hovernet_cyclic.command_line import whole_number
 from hovernet_cyclic.core.comparison import SCORE_NAMES, score_pairs
 from hovernet_cyclic.core.errors import HoverNetCyclicError, RecipeError
-from hovernet_cyclic.core.settings import TrainRecipe
+from hovernet_cyclic.core.settings import MOST_VIEWS, TrainRecipe
 from hovernet_cyclic.core.types import AnnotatedSource, Annotation
 from hovernet_cyclic.training.devices import with_workers
 from hovernet_cyclic.training.evaluate import score_source, score_table
@@ -65,7 +65,7 @@ def main() -> int:
     arguments = docopt(__doc__ or "")
     try:
         arms = chosen_arms(arguments)
-        views = whole_number("--views", arguments["--views"], 1, 8)
+        views = whole_number("--views", arguments["--views"], 1, MOST_VIEWS)
         if not arguments["--reuse"]:
             for arm, recipe in arms.items():
                 train(in_time(recipe, arguments), folder(arguments, arm), arguments)
@@ -176,23 +176,26 @@ def scored(arguments: dict[str, Any], arms: list[str], views: int) -> dict[str, 
     for name, source in sources.items():
         rows[name] = {"Otsu + watershed": score_baseline(source)}
         for arm, run in runs.items():
-            rows[name] |= score_arm(source, arm, run, recipes[arm], arguments["--gpu"], views)
+            rows[name] |= score_arm(source, arm, run, arguments["--gpu"], views)
     cost = {arm: {**cost_of(runs[arm], recipes[arm]), **described[arm]} for arm in arms}
     return {"rows": rows, "arms": cost, "command": sys.argv}
 
 
-def score_arm(
-    source: AnnotatedSource, arm: str, run: RunDir, recipe: TrainRecipe, gpu: str, views: int
-) -> dict[str, Any]:
+def score_arm(source: AnnotatedSource, arm: str, run: RunDir, gpu: str, views: int) -> dict[str, Any]:
     """The rows of one arm, one a cycle: {row: {'mean': ..., 'tiles': ...}}."""
-    device = choose_device(gpu)
     rows = {}
     for cycle, path in run.cycle_nets():
-        loaded = load_network(path)
-        segmenter = NetworkSegmenter(loaded.net, loaded.mode, device.torch_device, dtype=device.dtype)
         name = "masks" if arm == "masks" else f"{arm.replace('_', '-')}, cycle {cycle}"
-        rows[name] = score_source(MeanOfViews(segmenter, views), source, recipe)
+        rows[name] = score_network(path, source, gpu, views)
     return rows
+
+
+def score_network(path: Path, source: AnnotatedSource, gpu: str, views: int) -> dict[str, Any]:
+    """Scores of a network of a run, asked from so many sides: {'mean': ..., 'tiles': ...}."""
+    device, loaded = choose_device(gpu), load_network(path)
+    assert loaded.recipe is not None, "a run writes its networks with their recipe"
+    segmenter = NetworkSegmenter(loaded.net, loaded.mode, device.torch_device, dtype=device.dtype)
+    return score_source(MeanOfViews(segmenter, views), source, TrainRecipe.from_dict(loaded.recipe))
 
 
 def score_baseline(source: AnnotatedSource) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from dataloader.augs import apply_turn
 from dataloader.infer_loader import mirror
 from hovernet_cyclic.core.errors import RecipeError
 from hovernet_cyclic.core.geometry import Shape
+from hovernet_cyclic.core.settings import MOST_VIEWS
 from hovernet_cyclic.core.types import Box, Pixels, RawMaps, SlideSegmenter, UInt8Array, whole_image
 from infer.base import ALIGN
 
 Turn = tuple[int, bool]  # quarter turns against the clock, and whether it is mirrored afterwards
-# The first four hold each quarter turn once, and as many mirrored as not.
+# MOST_VIEWS of them, the image as it is first. The first four hold each quarter turn once, and as many mirrored as not.
 TURNS: tuple[Turn, ...] = (
     (0, False),
     (1, False),
@@ -40,8 +41,8 @@ class MeanOfViews:
     """
 
     def __init__(self, segmenter: SlideSegmenter, views: int) -> None:
-        if not 1 <= views <= len(TURNS):
-            raise RecipeError(f"{views} views: give 1 to {len(TURNS)}.")
+        if not 1 <= views <= MOST_VIEWS:
+            raise RecipeError(f"{views} views: give 1 to {MOST_VIEWS}.")
         self._segmenter, self._turns = segmenter, TURNS[:views]
         self.margin = segmenter.margin
 
@@ -65,9 +66,10 @@ class MeanOfViews:
         if len(self._turns) == 1:
             return self._segmenter.begin(pixels)
         mean = _Mean((pixels.wanted.height, pixels.wanted.width))
-        begun = self._begin(pixels, self._turns[0])
+        begun = self._segmenter.begin(pixels)
+        whole_blocks = filled(pixels, self._segmenter.margin)
         for turn in self._turns[1:]:
-            following = self._begin(pixels, turn)
+            following = self._begin(whole_blocks, turn)
             mean.add(begun())
             begun = following  # and with it goes what was added
 
@@ -78,9 +80,7 @@ class MeanOfViews:
         return wait
 
     def _begin(self, pixels: Pixels, turn: Turn) -> Callable[[], RawMaps]:
-        if turn == TURNS[0]:
-            return self._segmenter.begin(pixels)
-        wait = self._segmenter.begin(turned(pixels, turn, self._segmenter.margin))
+        wait = self._segmenter.begin(turned(pixels, turn))
         return lambda: turned_back(wait(), turn)
 
 
@@ -112,23 +112,32 @@ class _Mean:
         return RawMaps(np_prob, hv_map, probs.argmax(axis=-1).astype(np.uint8), probs.astype(np.float16))
 
 
-def turned(pixels: Pixels, turn: Turn, margin: int) -> Pixels:
-    """The same part of the whole after `apply_turn(whole, turn)`, with a whole of multiples of ALIGN px a side.
+def filled(pixels: Pixels, margin: int) -> Pixels:
+    """The same part of a whole whose sides are taken up to multiples of ALIGN px, so that it can be turned.
 
-    What is wanted grows, at the bottom and right before it is turned, to multiples of ALIGN as well; who asks drops
-    that, so no more px than `margin` need be known round it. margin: px that are mirrored where the whole ends.
+    What is wanted grows, at the bottom and right, to multiples of ALIGN as well; who asks drops that, so no more px
+    than `margin` need be known round it. margin: px that are mirrored where the true whole ends.
     """
-    height, width = (-(-length // ALIGN) * ALIGN for length in pixels.whole)
-    box, wanted = pixels.box, pixels.wanted
-    below = height - pixels.whole[0] + margin if box.bottom == pixels.whole[0] else 0
-    right = width - pixels.whole[1] + margin if box.right == pixels.whole[1] else 0
-    image = mirror(pixels.image, (0, below, 0, right))
-    box = box._replace(bottom=box.bottom + below, right=box.right + right)
-    wanted = wanted._replace(bottom=-(-wanted.bottom // ALIGN) * ALIGN, right=-(-wanted.right // ALIGN) * ALIGN)
-    shape = (width, height) if turn[0] % 2 else (height, width)
+    (height, width), box, wanted = pixels.whole, pixels.box, pixels.wanted
+    below = _up(height) - height + margin if box.bottom == height else 0
+    right = _up(width) - width + margin if box.right == width else 0
     return Pixels(
-        apply_turn(image, turn), _turned(box, turn, (height, width)), shape, _turned(wanted, turn, (height, width))
+        mirror(pixels.image, (0, below, 0, right)),
+        box._replace(bottom=box.bottom + below, right=box.right + right),
+        (_up(height), _up(width)),
+        wanted._replace(bottom=_up(wanted.bottom), right=_up(wanted.right)),
     )
+
+
+def _up(length: int) -> int:
+    return -(-length // ALIGN) * ALIGN
+
+
+def turned(pixels: Pixels, turn: Turn) -> Pixels:
+    """The same part of the whole after `apply_turn(whole, turn)`."""
+    whole = pixels.whole[::-1] if turn[0] % 2 else pixels.whole
+    box, wanted = (_turned(one, turn, pixels.whole) for one in (pixels.box, pixels.wanted))
+    return Pixels(apply_turn(pixels.image, turn), box, whole, wanted)
 
 
 def _turned(box: Box, turn: Turn, whole: Shape) -> Box:

@@ -27,6 +27,7 @@ CAM_METHODS = ("evidence", "cam", "grad_cam", "layer_cam", "lrp")
 TO_STUDENT = ("each", "first", "none")
 POST_PROCS = ("local", "hovernet")
 LARGEST_SEED = 2**32 - 1
+MOST_VIEWS = 8  # ways to turn and mirror an image
 
 SettingsT = TypeVar("SettingsT")
 
@@ -197,7 +198,8 @@ class PseudoMaskSettings:
         _one_of("pseudo_masks.cam", self.cam, CAM_METHODS)
         for name in ("trust_above", "trust_later", "dismiss_below", "within_tile", "dark_quantile"):
             _in_unit(f"pseudo_masks.{name}", getattr(self, name))
-        _check(1 <= self.teacher_views <= 8, f"pseudo_masks.teacher_views is {self.teacher_views}: give 1 to 8.")
+        views = self.teacher_views
+        _check(1 <= views <= MOST_VIEWS, f"pseudo_masks.teacher_views is {views}: give 1 to {MOST_VIEWS}.")
         lowest_trust = min(self.trust_above, self.trust_later)
         _check(self.dismiss_below <= lowest_trust, "pseudo_masks.dismiss_below is above the trust: lower it.")
 

@@ -102,8 +102,8 @@ def test_runs_are_trained_once_and_stand_in_one_table(bench_data, tmp_path, tiny
     assert set(report["rows"]) == {"valid"} and set(report["rows"]["valid"]["whole"]) == {"1", "2"}
     lines = capsys.readouterr().out.splitlines()
     assert sum("no_pasting" in line and "+-" in line for line in lines) == 1
-    asked, honest = [], ablation.MeanOfViews
-    monkeypatch.setattr(ablation, "MeanOfViews", lambda net, views: asked.append(views) or honest(net, views))
+    asked, honest = [], accuracy.MeanOfViews
+    monkeypatch.setattr(accuracy, "MeanOfViews", lambda net, views: asked.append(views) or honest(net, views))
     monkeypatch.setattr("sys.argv", ["ablation", *options, "--arms=whole", "--score_only", "--views=2"])
     assert ablation.main() == 0 and asked == [2, 2]
     monkeypatch.setattr("sys.argv", ["ablation", *options, "--arms=whole", "--steps=7"])
