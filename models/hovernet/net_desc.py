@@ -2,7 +2,7 @@
 
 Source: Graham et al., HoVer-Net: Simultaneous segmentation and classification of nuclei in multi-tissue histology
 images, Medical Image Analysis 58, 2019. Modes 'original' and 'fast' hold the same parameters under the same names as
-the published networks; 'small' is a network of 1 M parameters for CPUs.
+the published networks; 'small' is a network of .9 M parameters for CPUs.
 
 All modes are fully convolutional. The output is the centre of the input:
 
