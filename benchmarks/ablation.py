@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,10 @@ from docopt import docopt
 import config
 from benchmarks.accuracy import arm_recipe, cost_of, score_network, train
 from benchmarks.json_report import write_report
-from dataloader.datasets import open_source
 from hovernet_cyclic.command_line import whole_number
 from hovernet_cyclic.core.errors import HoverNetCyclicError, RecipeError
 from hovernet_cyclic.core.settings import LARGEST_SEED, MOST_VIEWS, TrainRecipe
-from hovernet_cyclic.core.types import AnnotatedSource
+from hovernet_cyclic.training.evaluate import scored_sources
 from hovernet_cyclic.training.run_dir import RunDir, is_same_run
 
 Change = Callable[[TrainRecipe], TrainRecipe]
@@ -214,19 +213,12 @@ def scored(arguments: dict[str, Any], runs: Runs, views: int) -> dict[str, Any]:
     cost: dict[str, Any] = {}
     for (arm, seed), (run, recipe) in finished.items():
         cost.setdefault(arm, {})[seed] = cost_of(run, recipe)
-        for split, source in sources(recipe, arguments):
+        for split, source in scored_sources(recipe, arguments["--data_dir"]).items():
+            if arguments["--valid_only"] and split != "valid":
+                continue
             scores = score_network(run.net, source, arguments["--gpu"], views)
             rows.setdefault(split, {}).setdefault(arm, {})[seed] = scores["mean"]
     return {"rows": rows, "cost": cost, "command": sys.argv}
-
-
-def sources(recipe: TrainRecipe, arguments: dict[str, Any]) -> Iterator[tuple[str, AnnotatedSource]]:
-    """The splits with drawn masks that nothing was trained on."""
-    splits = open_source(recipe.data, arguments["--data_dir"], with_patches=False)
-    if splits.valid:
-        yield "valid", splits.valid
-    if not arguments["--valid_only"]:
-        yield from splits.test.items()
 
 
 def table(report: dict[str, Any]) -> str:

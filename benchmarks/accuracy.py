@@ -42,14 +42,13 @@ import config
 import run_train
 from benchmarks.baselines import otsu_watershed
 from benchmarks.json_report import write_report
-from dataloader.datasets import open_source
 from hovernet_cyclic.command_line import whole_number
 from hovernet_cyclic.core.comparison import SCORE_NAMES, score_pairs
 from hovernet_cyclic.core.errors import HoverNetCyclicError, RecipeError
 from hovernet_cyclic.core.settings import MOST_VIEWS, TrainRecipe
 from hovernet_cyclic.core.types import AnnotatedSource, Annotation
 from hovernet_cyclic.training.devices import with_workers
-from hovernet_cyclic.training.evaluate import score_source, score_table
+from hovernet_cyclic.training.evaluate import score_source, score_table, scored_sources
 from hovernet_cyclic.training.run_dir import RunDir
 from infer.base import NetworkSegmenter
 from infer.views import MeanOfViews
@@ -170,10 +169,8 @@ def scored(arguments: dict[str, Any], arms: list[str], views: int) -> dict[str, 
     if missing:
         raise RecipeError(f"{runs[missing[0]].path}: there is no run to score: leave --reuse out.")
     recipes = {arm: TrainRecipe.from_dict(found["recipe"]) for arm, found in described.items()}
-    splits = open_source(recipes[arms[0]].data, arguments["--data_dir"], with_patches=False)
-    sources = {**({"valid": splits.valid} if splits.valid else {}), **splits.test}
     rows: dict[str, Any] = {}
-    for name, source in sources.items():
+    for name, source in scored_sources(recipes[arms[0]], arguments["--data_dir"]).items():
         rows[name] = {"Otsu + watershed": score_baseline(source)}
         for arm, run in runs.items():
             rows[name] |= score_arm(source, arm, run, arguments["--gpu"], views)
